@@ -8,11 +8,10 @@ Solvers are pure and cheap beside a network, so replay changes no bit of the res
 
 from __future__ import annotations
 
-import copy
 import functools
 import itertools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,6 +24,7 @@ from gen.diffusion.foreign_schedule import ForeignSchedule, read_schedule
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.parameterisation import Parameterisation
 from gen.diffusion.path import Flow, NoisePath, Prediction, expand
+from gen.samplers.interop.timesteps import LiveTimesteps, StepwiseTimesteps, evaluations_per_step
 from gen.samplers.interop.timetables import ForeignTimetable, GridTimetable, Request, Timetable
 
 __all__ = ["Output", "Scheduler", "as_scheduler"]
@@ -154,10 +154,10 @@ class Scheduler:
 
     `timesteps` lists every evaluation, and `order` is how many of them a step has, so that step k begins at index
     k * order: 2 for heun. A solver whose first steps have more (exp_ab, flow_adams), or that chooses its steps as it
-    goes (adaptive), has order 1 and a list that is cut by steps: `timesteps[k:]` is that of a loop which begins with
-    step k. So has any solver where a pipeline gives sigmas or timesteps, since such a pipeline takes the list's length
-    for the number of steps. What a pipeline changes in a sample between two steps (inpainting) is kept. Samples of half
-    precision are the rounded ones of a loop in float32.
+    goes (adaptive), has order 1 and a list that is cut by steps (StepwiseTimesteps): `timesteps[k:]` is that of a loop
+    which begins with step k. So has any solver where a pipeline gives sigmas or timesteps, since such a pipeline takes
+    the list's length for the number of steps. What a pipeline changes in a sample between two steps (inpainting) is
+    kept. Samples of half precision are the rounded ones of a loop in float32.
 
     Attributes:
         config: of the scheduler that it replaces, or num_train_timesteps, prediction_type and use_dynamic_shifting.
@@ -271,9 +271,10 @@ class Scheduler:
         plan = self.plan()
         self.planned = list(itertools.chain.from_iterable(plan))
         listed, order = self.listed(self.planned), evaluations_per_step(plan)
-        if order is None or (order > 1 and custom):
-            order, listed = 1, StepwiseTimesteps.of(listed, self, custom)
-        self.order, self.timesteps = order, listed
+        several = order != 1
+        order = 1 if order is None or custom else order
+        self.order = order
+        self.timesteps = StepwiseTimesteps.of(listed, self, custom) if several else listed
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """Return the network's input for a sample [B, ...]: c_in of EDM times it, otherwise the sample."""
@@ -432,79 +433,6 @@ class Scheduler:
             some = distinct if len(distinct) <= 20 else [*distinct[:10], "...", *distinct[-5:]]
             raise UserError(f"timestep {value:g} {otherwise} {', '.join(some)}")
         return int(near.nonzero()[0])
-
-
-class StepwiseTimesteps(Tensor):
-    """Timesteps that are cut by steps: `[k:]` are those of a loop from step k on.
-
-    Their length is that of the list, or with `counts_steps` the number of steps, until they are cut.
-    """
-
-    scheduler: Scheduler
-    counts_steps: bool
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Return plain tensors: only the list itself is cut by steps."""
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
-
-    @classmethod
-    def of(cls, timesteps: Tensor, scheduler: Scheduler, counts_steps: bool) -> StepwiseTimesteps:
-        listed = timesteps.as_subclass(cls)
-        listed.scheduler, listed.counts_steps = scheduler, counts_steps
-        return listed
-
-    def __len__(self) -> int:
-        return self.scheduler.num_inference_steps if self.counts_steps else len(self.as_subclass(Tensor))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> StepwiseTimesteps:
-        copied = memo[id(self)] = self.as_subclass(Tensor).clone().as_subclass(StepwiseTimesteps)
-        copied.scheduler, copied.counts_steps = copy.deepcopy(self.scheduler, memo), self.counts_steps
-        return copied
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice) and index.start and index.stop is None and index.step is None:
-            steps = self.scheduler.plan(index.start)
-            return self.scheduler.listed(list(itertools.chain.from_iterable(steps)))
-        return self.as_subclass(Tensor)[index]
-
-
-class LiveTimesteps:
-    """The timesteps of a solver that decides as it goes: those known so far, which grow while `step` is called.
-
-    `[k:]`, before the first step, are those of a loop from step k on; with `counts_steps` the length is the number of
-    steps until then.
-    """
-
-    def __init__(self, scheduler: Scheduler, counts_steps: bool, first: int = 0):
-        self.scheduler, self.counts_steps, self.first = scheduler, counts_steps, first
-
-    def known(self) -> list[Tensor]:
-        scheduler = self.scheduler
-        if scheduler.pending is None:
-            return [scheduler.to_network(t) for t in scheduler.times[self.first : -1][:1]]
-        return [scheduler.to_network(t) for t in (*scheduler.evaluated, *[scheduler.pending.t][: scheduler.running])]
-
-    def __len__(self) -> int:
-        return self.scheduler.num_inference_steps if self.counts_steps else len(self.known())
-
-    def __iter__(self) -> Iterator[Tensor]:
-        for i in itertools.takewhile(lambda i: i < len(self.known()), itertools.count()):
-            yield self.known()[i]
-
-    def __getitem__(self, index: int | slice) -> Any:
-        if isinstance(index, int):
-            return self.known()[index]
-        if index.stop is None and index.step is None:
-            return LiveTimesteps(self.scheduler, False, self.first + (index.start or 0))
-        return torch.stack(self.known()[index])
-
-
-def evaluations_per_step(steps: list[list[Any]]) -> int | None:
-    """Return how many evaluations each step has, the last one that many at most; None if they differ."""
-    most = len(steps[0])
-    return most if all(len(step) == most for step in steps[:-1]) and len(steps[-1]) <= most else None
 
 
 def replay(predictions: list[Prediction]) -> DenoiseFn:

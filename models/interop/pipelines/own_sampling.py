@@ -160,6 +160,7 @@ def _of_rule(scheduler: Any, steps: int) -> list[str]:
         "skip_prk_steps": kind == "PNDMScheduler" and not config.get("skip_prk_steps"),
         "solver_order": kind in MULTISTEP and config.solver_order > 2,
         "algorithm_type": kind.startswith("DPM") and not config.algorithm_type.endswith("++"),
+        "shift_terminal": kind in MULTISTEP and config.get("shift_terminal"),  # its last whole step is cut otherwise
         "solver_type": kind == "UniPCMultistepScheduler" and config.solver_type != "bh2",  # theirs ends in nan
     }
     named = [name for name, does in differs.items() if does]

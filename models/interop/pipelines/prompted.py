@@ -35,6 +35,7 @@ from gen.models.interop.pipelines.network import PipelineNet, denoiser_of
 from gen.models.interop.pipelines.opening import open_pipeline
 from gen.models.interop.pipelines.own_grid import OwnGrid
 from gen.models.interop.pipelines.own_sampling import OwnSampling, own_sampling
+from gen.models.interop.pipelines.schedule import begins_later
 from gen.models.interop.pipelines.taps import check_sites
 from gen.pipeline import Pipeline
 from gen.samples import Samples
@@ -138,7 +139,12 @@ class PromptPipeline:
             prompt = {"negative_prompt": None}  # of which some have a default
         call = {**self.call, **prompt, **opened(self.call)}
         with same_draws(self.pipe):
-            return in_one_line(self.pipe, lambda: listen(self.pipe, family=self.family, **call))
+            heard = in_one_line(self.pipe, lambda: listen(self.pipe, family=self.family, **call))
+        kind = type(self.pipe).__name__
+        if "Img2Img" in kind or begins_later(heard):
+            raise UserError(f"{kind} begins with an image, not with noise: load the pipeline of the same parts that "
+                            "begins with noise, and give image and strength to sample")  # fmt: skip
+        return heard
 
     @cached_property
     def own(self) -> OwnSampling:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gen.diffusion.foreign_schedule import read_schedule, read_times, start_std
 from gen.models.interop.pipelines.listening import Heard, listen
 
-__all__ = ["start_of", "times_of", "with_steps"]
+__all__ = ["begins_later", "start_of", "times_of", "with_steps"]
 
 
 def times_of(heard: Heard, steps: int | None = None) -> Tensor:
@@ -18,12 +19,30 @@ def times_of(heard: Heard, steps: int | None = None) -> Tensor:
         steps: of the loop; None for those of the call that was heard. For others the pipeline is called again.
 
     Returns:
-        float64 [steps + 1], falling; above 0 at the end where the scheduler ends above clean data.
+        float64 [steps + 1], falling; above 0 at the end where the scheduler ends above clean data, or its loop is left
+        to a refiner (denoising_end).
     """
     heard = with_steps(heard, steps)
-    times = read_times(heard.scheduler, read_schedule(heard.scheduler).path)
-    begin = len(times) - 1 - len(heard.timesteps.unique())  # a pipeline that edits an image begins later
-    return times[max(begin, 0) :]
+    schedule = read_schedule(heard.scheduler)
+    times = read_times(heard.scheduler, schedule.path)
+    timesteps = schedule.path.t_to_network(times[:-1]) * schedule.time_scale
+    if begins_later(heard):  # to edit an image
+        begin = int((timesteps - float(heard.timesteps[0])).abs().argmin())
+        times, timesteps = times[begin:], timesteps[begin:]
+    end = heard.call.get("denoising_end")
+    if isinstance(end, float) and 0 < end < 1:
+        total = heard.scheduler.config.num_train_timesteps
+        times = times[: int((timesteps > round(total - end * total) - 0.5).sum()) + 1]
+    return times
+
+
+def begins_later(heard: Heard) -> bool:
+    """Return whether a pipeline's loop leaves out the first steps, as those do that edit an image.
+
+    Args:
+        heard: of the pipeline.
+    """
+    return float(heard.timesteps[0]) != float(torch.as_tensor(heard.scheduler.timesteps)[0])
 
 
 def start_of(heard: Heard) -> float:

@@ -399,4 +399,4 @@ def test_flux_runs_whole_as_with_the_scheduler_of_diffusers(shifting):
             pipeline(kind, "flux", one)(generator=torch.Generator().manual_seed(0), **how, **changes).images
             for one in (theirs, ours)
         )
-        torch.testing.assert_close(here, given, atol=1e-5, rtol=0)
+        torch.testing.assert_close(here, given, atol=3e-5, rtol=0)

@@ -12,6 +12,10 @@ import gen
 from gen.config.errors import UserError
 from gen.config.spec import names
 from gen.diffusion.path import Flow
+from gen.diffusion.sampling import integrate
+from gen.models.interop.pipelines.listening import listen
+from gen.models.interop.pipelines.network import denoiser_of
+from gen.samplers.guides.cfg import CFG
 from gen.samplers.interop.diffusers_scheduler import as_scheduler
 from tests.pipelines.tiny import FAMILIES, STEPS, call, relative, tiny
 
@@ -116,6 +120,37 @@ def test_image_to_image_and_inpainting_begin_where_the_pipeline_says(name, which
         assert bool(torch.isfinite(out).all())
         kept = (slice(None), slice(None), slice(4)) if out.ndim == 4 else (slice(None), slice(4))
         assert not which or torch.allclose(out[kept], theirs[kept]), solver
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("solver", ["euler", "heun", "rk4", "pndm", "exp_ab", "flow_adams", "unipc"])
+def test_a_loop_is_divided_between_a_pipeline_and_its_refiner(solver):
+    """denoising_end and denoising_start: each part is our own loop over its times, whatever evaluations a step has."""
+    base = tiny("sdxl")
+    own, refiner = base.scheduler, variant("StableDiffusionXLImg2ImgPipeline", "sdxl")
+    heard = listen(base, **call("sdxl"))
+    f, rule = denoiser_of(heard), gen.build("samplers.solvers", solver)
+    for share, first in ((0.2, 1), (0.4, 2), (0.8, 4)):  # timesteps 831, 665, .. 1
+        how = call("sdxl") | {"num_inference_steps": 6}
+        base.scheduler, refiner.scheduler = (as_scheduler(solver, like=own) for _ in range(2))
+        middle = run(base, how | {"denoising_end": share})
+        more = {key: value for key, value in how.items() if key not in ("height", "width")}
+        sizes = {"original_size": (16, 8), "target_size": (16, 8)}
+        end = run(refiner, more | sizes | {"image": middle, "denoising_start": share})
+        times = base.scheduler.times
+        guided = CFG(3.0)(f, times)
+        ours = integrate(guided, heard.latents, times[: first + 1], rule, cond=heard.cond)
+        assert relative(middle, ours) < 2e-5, share
+        assert relative(end, integrate(guided, ours, times[first:], rule, cond=heard.cond)) < 2e-5, share
+
+
+def test_a_loop_whose_refiner_would_begin_within_a_step_is_refused():
+    """Heun's list is odd, as that of diffusers; the refiner adds one to even numbers of evaluations."""
+    refiner = variant("StableDiffusionXLImg2ImgPipeline", "sdxl")
+    refiner.scheduler = as_scheduler("midpoint", like=refiner.scheduler)
+    more = {key: value for key, value in call("sdxl").items() if key not in ("height", "width")}
+    with pytest.raises(UserError, match="begin index 3: a loop of 4 steps of 2 evaluations begins at a multiple of 2"):
+        refiner(**more, image=torch.zeros(2, 4, 8, 4), denoising_start=0.5)
 
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0}

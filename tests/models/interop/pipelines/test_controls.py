@@ -162,6 +162,49 @@ def test_ip_adapters_are_heard():
         listen(pipe, **arguments())
 
 
+def test_ip_adapters_of_flux_are_heard():
+    """The transformer changes the arguments that it is given: they are new in each evaluation."""
+    pipe, draw = tiny("flux"), torch.Generator().manual_seed(5)
+    sizes = {"proj.weight": (4 * WIDTH, 6), "proj.bias": (4 * WIDTH,), "norm.weight": (WIDTH,), "norm.bias": (WIDTH,)}
+    double, width = range(len(pipe.transformer.transformer_blocks)), pipe.transformer.inner_dim
+    layers = {f"{i}.to_{k}_ip.weight": (width, WIDTH) for i in double for k in "kv"}
+    layers |= {f"{i}.to_{k}_ip.bias": (width,) for i in double for k in "kv"}
+    weights = {
+        part: {key: torch.randn(size, generator=draw) for key, size in some.items()}
+        for part, some in (("image_proj", sizes), ("ip_adapter", layers))
+    }
+    pipe.transformer._load_ip_adapter_weights([weights], low_cpu_mem_usage=False)
+    embeds = torch.randn(2, 1, 1, 6, generator=draw)
+
+    def arguments():
+        image, negative = ([one.clone()] for one in embeds)
+        return {**call("flux"), "ip_adapter_image_embeds": image, "negative_ip_adapter_image_embeds": negative}
+
+    theirs, ours, heard = both(pipe, arguments)
+    assert relative(ours, theirs) < 2e-6
+    assert "null.joint_attention_kwargs.ip_adapter_image_embeds.0" in heard.cond
+    embeds = embeds.flip(0)
+    assert relative(both(pipe, arguments)[0], theirs) > 1e-3
+
+
+@pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", CLASSES)
+def test_caches_leave_a_controlled_pipeline_as_it_is(name):
+    """To the bit at interval 1, in our loop and in the pipeline's; the rest is computed more rarely."""
+    pipe, dropped = controlled(name), ("generator", "output_type", "num_inference_steps")
+    model = gen.load_diffusers(pipe, **{key: value for key, value in given(name).items() if key not in dropped})
+    plain = model.sample(steps=4, decode=False).x
+    for interval in (1, 2):
+        samples = model.sample(steps=4, decode=False, cache={"name": "taylorseer_lite", "interval": interval})
+        assert torch.equal(samples.x, plain) == (interval == 1)
+        assert (samples.cache[0].fraction_per_row < 1) == (interval == 2)
+    torch.manual_seed(0)
+    theirs = next(iter(pipe(**given(name)).values()))
+    with gen.accelerate(pipe, "taylorseer_lite", interval=1):
+        torch.manual_seed(0)
+        assert torch.equal(next(iter(pipe(**given(name)).values())), theirs)
+
+
 def test_flux_control_is_tokens_beside_the_state():
     parts = tiny("flux").components
     parts = {key: value for key, value in parts.items() if key not in ("image_encoder", "feature_extractor")}

@@ -69,7 +69,8 @@ CASES = {
     "UniPCMultistepScheduler": [
         {}, *SPACINGS, *PREDICTIONS, *RESPACED, HIGH, *LAST, *FLOWS, {**FLOWS[0], **LAST[0]}, {"solver_order": 1},
         {"solver_order": 3}, {"solver_type": "bh1"}, {"predict_x0": False}, {"disable_corrector": [0, 1]},
-        {"thresholding": True}, {"lower_order_final": False},
+        {"thresholding": True}, {"lower_order_final": False}, {**FLOWS[0], "sigma_min": 0.1},
+        {**FLOWS[0], "shift_terminal": 0.1},
     ],
     "FlowMatchEulerDiscreteScheduler": [
         {}, {"shift": 3.0}, {"shift": 2.0, "shift_terminal": 0.1}, *RESPACED, {"stochastic_sampling": True},

@@ -15,6 +15,7 @@ from gen.distillers.ld_pruner import LDPruner, find_operators
 from gen.models.interop.pipelines import families
 from gen.models.interop.pipelines.conditions import joined
 from gen.models.interop.pipelines.own_sampling import solver_of
+from gen.models.interop.pipelines.schedule import times_of
 from tests.models.interop.pipelines.test_live import attributes
 from tests.pipelines.tiny import ENCODERS, FAMILIES, call, prompted, tiny, with_text_encoder
 
@@ -211,6 +212,32 @@ def test_what_does_not_work_is_said_in_one_line():
         with pytest.raises(UserError, match=message.replace("500", "501")) as error:
             run()
         assert "\n" not in str(error.value)
+
+
+def test_a_loop_that_ends_for_a_refiner_ends_where_the_pipelines_does():
+    """denoising_end, under the pipeline's own scheduler and under one of ours whose steps have several evaluations."""
+    pipe, given = tiny("sdxl"), {key: value for key, value in call("sdxl").items() if key not in LOOP}
+    own, noise = pipe.scheduler, torch.randn(2, 4, 8, 4, generator=torch.Generator().manual_seed(1))
+    for scheduler in (own, gen.as_scheduler("heun", like=own), gen.as_scheduler("exp_ab", like=own)):
+        pipe.scheduler = scheduler
+        model = gen.load_diffusers(pipe, **given, denoising_end=0.6)
+        theirs = pipe(**given, denoising_end=0.6, latents=noise.clone(), output_type="latent").images
+        if scheduler is own:  # of Euler's scheduler, which holds x / alpha
+            theirs = theirs * model.pipeline.denoiser.path.alpha(times_of(model.heard)[-1]).float()
+        ours = model.sample(noise=noise, decode=False).x
+        assert relative(ours, theirs) < 2e-5
+        assert relative(gen.load_diffusers(pipe, **given).sample(noise=noise, decode=False).x, theirs) > 0.01
+
+
+def test_a_loop_that_begins_with_an_image_is_the_other_pipelines():
+    import diffusers
+
+    parts, image = tiny("sdxl").components, torch.rand(2, 4, 8, 4)
+    pipe = diffusers.StableDiffusionXLImg2ImgPipeline(**parts, add_watermarker=False)
+    given = {key: value for key, value in call("sdxl").items() if key not in (*LOOP, "height", "width")}
+    for how in ({"strength": 0.5}, {"denoising_start": 0.6}, {"strength": 1.0}):
+        with pytest.raises(UserError, match=r"begins with an image, not with noise: load .* give image and strength"):
+            repr(gen.load_diffusers(pipe, image=image, **how, **given))
 
 
 def test_two_caches_are_refused():
