@@ -132,6 +132,11 @@ class SiteHooks:
         """Whether the hooks are on the network."""
         return self._attached(self.network) is self
 
+    @property
+    def compiled_blocks(self) -> int:
+        """Number of blocks that are compiled."""
+        return sum(h.placed is not None and h.placed.compiled is not None for h in self.hooked.values())
+
     def remove(self) -> None:
         """Take all hooks off."""
         if not self.attached:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Live", "accelerate"]
 
+BLOCK_SITES = ("hidden.*", *(f"blocks.{'[0-9]' * n}" for n in (1, 2, 3)))  # those of transformers, and of UNets
 NETWORKS = ("transformer", "transformer_2", "unet")  # attributes of a pipeline that hold the network of its loop
 Key = tuple[int, int, str]
 
@@ -108,6 +109,8 @@ class Live:
                 self.hooks.append(hooks)
                 if cache is not None:
                     check_sites(cache, hooks)
+                if self.compiled and not hooks.compiled_blocks:
+                    raise UserError(f"engine = compiled: {type(network).__name__} has no block that is known")
         except BaseException:
             self._unhook()
             raise
@@ -122,7 +125,8 @@ class Live:
 
     def __repr__(self) -> str:
         cache = () if self.cache is None else (name_of(type(self.cache)),)
-        engines = ("compiled",) if self.compiled else tuple(engine.about for engine in self.engines)
+        blocks = sum(hooks.compiled_blocks for hooks in self.hooks)
+        engines = (f"compiled: {blocks} blocks",) if self.compiled else tuple(part.about for part in self.engines)
         what = ", ".join((type(self.pipe).__name__, *cache, *engines))
         if not self.hooks or self.cache is None:
             return f"Live({what})" if self.hooks else f"Live({what}: removed)"
@@ -205,12 +209,13 @@ class Live:
 
     def _wanted(self) -> tuple[str, ...]:
         """Patterns of the sites that the cache needs, and of those that its report shows; or of what is compiled."""
+        blocks = BLOCK_SITES if self.compiled else ()
         if self.cache is None:
-            return ("hidden.*",) if self.compiled else ()
+            return blocks
         policy, sites = policy_and_sites(self.cache)
         if policy is None:
             return ("*",)
-        return (*sites, *(pattern for pattern in (policy.probe, policy.check) if pattern), "hidden.*")
+        return (*sites, *(pattern for pattern in (policy.probe, policy.check) if pattern), "hidden.*", *blocks)
 
     def _begin(self) -> None:
         """A loop begins."""

@@ -138,6 +138,12 @@ def test_compiled_blocks_within_the_hooks(monkeypatch):
         assert live.report.full == 4
     assert [block.forward for block in pipe.transformer.blocks] == before
     assert torch.equal(run(pipe, "wan"), plain)
+    for name, blocks in (("wan", 2), ("sd15", 4)):
+        pipe = tiny(name)
+        plain, left = run(pipe, name), attributes(pipe)
+        with gen.accelerate(pipe, engine="compiled") as live:
+            assert relative(run(pipe, name), plain) < 1e-5 and f"compiled: {blocks} blocks" in repr(live)
+        assert torch.equal(run(pipe, name), plain) and attributes(pipe) == left
 
 
 def test_image_to_image_begins_late():
