@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,9 +50,10 @@ class CLIP:
         inner.embeddings.position_embedding = nn.Embedding(len(positions), positions.shape[1], _weight=positions)
         inner.embeddings.position_ids = torch.arange(len(positions))[None]
 
-        norm = last_norm(inner.post_layernorm, self.norm)
+        inner.post_layernorm = last_norm(inner.post_layernorm, self.norm)
 
-        def run(x: Tensor) -> Tensor:
+        def run(model: Any, x: Tensor) -> Tensor:
+            norm = getattr(model, "vision_model", model).post_layernorm
             h: Tensor = norm(model(x, interpolate_pos_encoding=True).last_hidden_state)
             return h
 

@@ -57,4 +57,4 @@ class DINOv2:
         before = 1 + config.get("num_register_tokens", 0)
         side = self.grid * model.config.patch_size
         statistics = IMAGENET if self.pixels == "imagenet" else PLAIN
-        return Vit(model, lambda x: model(x).last_hidden_state, side, before, statistics, self.resize).to(device)
+        return Vit(model, lambda model, x: model(x).last_hidden_state, side, before, statistics, self.resize).to(device)

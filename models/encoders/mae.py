@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +51,10 @@ class MAE:
         model.embeddings.position_embeddings = nn.Parameter(positions[None])
         model.layernorm = last_norm(model.layernorm, self.norm)
 
-        def run(x: Tensor) -> Tensor:
+        def run(model: Any, x: Tensor) -> Tensor:
             order = torch.arange(self.grid**2, device=x.device).expand(len(x), -1)  # the model sorts patches by noise
-            return model(x, noise=order, interpolate_pos_encoding=True).last_hidden_state
+            h: Tensor = model(x, noise=order, interpolate_pos_encoding=True).last_hidden_state
+            return h
 
         statistics = IMAGENET if self.pixels == "imagenet" else PLAIN
         return Vit(model, run, self.grid * model.config.patch_size, 1, statistics, self.resize).to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class SigLIP2:
         inner.embeddings.position_ids = torch.arange(len(positions))[None]
         inner.post_layernorm = last_norm(inner.post_layernorm, self.norm)
 
-        def run(x: Tensor) -> Tensor:
+        def run(model: Any, x: Tensor) -> Tensor:
             h: Tensor = model(x, interpolate_pos_encoding=True).last_hidden_state
             return h
 

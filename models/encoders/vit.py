@@ -84,7 +84,7 @@ class ViT:
         before = {"dinov2": 5, "mae": 1, "siglip2": 0}[self.kind]
         mean, std = PLAIN if self.kind == "siglip2" else IMAGENET
         statistics = self.pixel_mean or mean, self.pixel_std or std
-        return Vit(net, lambda x: self._run(net, x), self.grid * self.patch, before, statistics)
+        return Vit(net, self._run, self.grid * self.patch, before, statistics)
 
     def load(self, device: torch.device | str = "cpu") -> nn.Module:
         """Return the encoder with random weights, which the seed decides."""

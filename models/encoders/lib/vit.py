@@ -116,8 +116,9 @@ def resample_positions(table: Tensor, grid: int, antialias: bool, front: int = 1
 class Vit(nn.Module):
     """Images [B, 3, H, W] in [-1, 1] to Features: pixels normalised, then resized to side x side.
 
-    run: from resized images to hidden states [B, before + T, D], of which the first is the class token's, if there are
-    any before, and the last T are patches'. resize: "bicubic" or "bilinear".
+    run: from the model (a copy of this module has its own) and resized images to hidden states [B, before + T, D], of
+    which the first is the class token's, if there are any before, and the last T are patches'. resize: "bicubic" or
+    "bilinear".
     """
 
     mean: Tensor
@@ -126,7 +127,7 @@ class Vit(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        run: Callable[[Tensor], Tensor],
+        run: Callable[[Any, Tensor], Tensor],
         side: int,
         before: int,
         statistics: Sequence[Any],
@@ -146,5 +147,5 @@ class Vit(nn.Module):
         x = ((images.to(self.mean.dtype) + 1) / 2 - self.mean) / self.std
         if x.shape[2:] != (self.side, self.side):
             x = F.interpolate(x, (self.side, self.side), mode=self.resize, align_corners=False)
-        h = self.run(x)
+        h = self.run(self.model, x)
         return Features(h[:, self.before :], h[:, 0] if self.before else None)

@@ -1,5 +1,6 @@
 """Vision transformers from a folder: tiny ones with random weights, written as a pretrained one lies on a disk."""
 
+import copy
 import json
 import sys
 
@@ -86,7 +87,10 @@ def test_another_grid_and_a_batch_of_one(transformers, tmp_path, kind):
     write(transformers, tmp_path, kind)
     encoder = build("models.encoders", {"name": kind, "path": str(tmp_path), "grid": 3}).load()
     x = torch.rand(3, 3, 32, 32) * 2 - 1
-    features = encoder(x)
+    features, copied = encoder(x), copy.deepcopy(encoder)
+    for p in copied.parameters():
+        p.zero_()
+    assert float(copied(x).tokens.abs().max()) == 0  # of its own weights, not of those that it was copied from
     assert features.tokens.shape == (3, 9, 32)
     torch.testing.assert_close(encoder(x[1:2]).tokens[0], features.tokens[1], rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match=r"\[B, 3, H, W\], this is \[3, 1, 32, 32\]"):
