@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     except UserError as error:
         if not (args.path / "model_index.json").is_file():
             raise
-        whole = "is a pipeline, which gen sample, evaluate and search take as it is: nothing need be imported"
+        whole = "is a pipeline, which verbs take as it is, such as gen sample, evaluate and search: import nothing"
         raise UserError(f"{error}. {args.path} {whole}") from error
     print(_report(done, args.path.name))
     return 0

@@ -14,7 +14,16 @@ from gen.config.errors import UserError, shown
 from gen.config.images import from_pil
 from gen.data.lib.pictures import open_picture, read_picture
 
-__all__ = ["dtype_of", "opened", "pictures_of", "same_draws", "texts_of"]
+__all__ = ["dtype_of", "opened", "picture_files", "pictures_of", "same_draws", "texts_of"]
+
+
+def picture_files(call: Mapping[str, Any]) -> dict[str, Path]:
+    """Return the files of pictures among the arguments of a call, by argument.
+
+    Args:
+        call: of a pipeline.
+    """
+    return {key: Path(v) for key, v in call.items() if key.endswith("image") and isinstance(v, (str, Path))}
 
 
 def opened(call: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,11 +32,7 @@ def opened(call: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         call: of a pipeline.
     """
-    return {
-        key: open_picture(Path(value))
-        for key, value in call.items()
-        if key.endswith("image") and isinstance(value, (str, Path))
-    }
+    return {key: open_picture(path) for key, path in picture_files(call).items()}
 
 
 @contextlib.contextmanager

@@ -15,6 +15,7 @@ from torch import Tensor
 from gen.config.devices import check_device
 from gen.config.errors import UserError, shown
 from gen.config.fields import check_arguments
+from gen.config.reading import file_sha256
 from gen.config.spec import Json, build, digest
 from gen.diffusion.contracts import Cache, Guide, Solver
 from gen.diffusion.denoiser import Cond
@@ -27,7 +28,7 @@ from gen.models.interop.pipelines.call_checks import (
 )
 from gen.models.interop.pipelines.conditions import PromptConditions, joined
 from gen.models.interop.pipelines.families import Family, family_given, networks_of
-from gen.models.interop.pipelines.given import dtype_of, opened, pictures_of, same_draws, texts_of
+from gen.models.interop.pipelines.given import dtype_of, opened, picture_files, pictures_of, same_draws, texts_of
 from gen.models.interop.pipelines.hooks import SiteHooks
 from gen.models.interop.pipelines.latents import decode_latents, encode_images, mask_latents
 from gen.models.interop.pipelines.listening import NULL, Heard, encode, listen
@@ -433,7 +434,9 @@ class PromptPipeline:
             call = {key: value for key, value in self.call.items() if digest(value)}
         except TypeError:
             return {}
-        return {} if self.folder is None else {"pipeline": str(self.folder.resolve()), "call": call}
+        files = {key: file_sha256(path) for key, path in picture_files(self.call).items()}
+        about: Json = {"call": call} | ({"files": files} if files else {})
+        return {} if self.folder is None else {"pipeline": str(self.folder.resolve()), **about}
 
 
 LABELS = "class_labels"

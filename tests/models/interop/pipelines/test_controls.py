@@ -137,6 +137,20 @@ def test_prompts_with_a_control_picture(name, tmp_path):
     assert models[0].sample("a fox", steps=2, solver="unipc", cache="fora").x.shape == (1, 3, 16, 8)
 
 
+def test_stored_conditions_are_those_of_the_pictures_content(tmp_path):
+    from PIL import Image
+
+    controlled("sd15", with_text_encoder("sd15")).save_pretrained(tmp_path / "pipe")
+    how = {k: v for k, v in prompted("sd15").items() if k not in ("output_type", "height", "width")}
+    conds = []
+    for grey in (0, 200):
+        Image.new("RGB", (8, 16), (grey,) * 3).save(tmp_path / "picture.png")
+        size = {"height": 16, "width": 8, "image": str(tmp_path / "picture.png")}
+        model = gen.load_diffusers(tmp_path / "pipe", store=tmp_path / "store", **how, **size)
+        conds.append(model.encode(["a red fox"])["control.controlnet_cond"])
+    assert not torch.equal(*conds) and len(list((tmp_path / "store").glob("*"))) == 2
+
+
 def test_ip_adapters_are_heard():
     pipe, draw = tiny("sd15"), torch.Generator().manual_seed(5)
     sizes = {"proj.weight": (4 * WIDTH, 6), "proj.bias": (4 * WIDTH,), "norm.weight": (WIDTH,), "norm.bias": (WIDTH,)}
