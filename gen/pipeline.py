@@ -201,7 +201,7 @@ class Pipeline:
             loop = compose(self.denoiser, times, how.solver, how.guide, given, unit, away)
             count = len(loop.grid) - 1
             session = None if how.cache is None else how.cache.start(count)
-            tap = session if net.start_loop is None else net.start_loop(count, session)
+            tap = net.loop_tap(count, session)
             batch = _Batch(loop.f.path, net, unit, count - 1, edit and edit.rows(rows, unit), callback, bar)
             x = batch.begin(times[0], how.start_std(self.denoiser.path), trajectory)
             with net.taps_kept():

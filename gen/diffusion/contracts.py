@@ -158,6 +158,11 @@ class CacheSession(ContextualTap, Protocol):
     refused.
     """
 
+    @property
+    def decides_by_features(self) -> bool:
+        """Whether it decides or measures by what sites hold, True by default, and not by steps alone."""
+        return True
+
     def report(self) -> CacheReport:
         """Return what was computed so far; raise UserError for a network without the sites that are cached."""
         ...

@@ -147,6 +147,8 @@ class NetMembers:
             to run one after the other.
         start_loop: (steps, a cache's session or None) -> the tap of one sampling loop, of an engine's network that
             remembers something in it (gen.models.engines.patches); None for the session itself.
+        splits_samples: whether sites of a tap see a part of each sample, each process another one. Networks of engines
+            whose processes compute each sample together all say so.
         taps_kept: a context in which what taps need stays on the network from one evaluation to the next.
     """
 
@@ -163,7 +165,26 @@ class NetMembers:
     store_null_text: Callable[[Tensor, Tensor, Tensor | None], None] | None
     run_branches: Callable[[Callable[[], Any], Callable[[], Any]], tuple[Any, Any]] | None
     start_loop: Callable[[int, Any], Any] | None
+    splits_samples: bool
     taps_kept: Callable[[], AbstractContextManager[None]]
+
+    def loop_tap(self, steps: int, session: Any) -> Any:
+        """Return the tap of one sampling loop: a cache's session, or what an engine's network puts around it.
+
+        Args:
+            steps: of the loop.
+            session: gen.diffusion.contracts.CacheSession; None for none.
+
+        Raises:
+            UserError: for a cache that decides by features of which each process sees others: some would compute what
+                others leave out, and wait for them for ever.
+        """
+        if session is not None and self.splits_samples and getattr(session, "decides_by_features", True):
+            raise UserError(
+                f"under {self.about!r} each process sees a part of each sample, by which this cache would decide or "
+                "measure; allowed: caches that decide by steps, such as fora or taylorseer"
+            )
+        return session if self.start_loop is None else self.start_loop(steps, session)
 
 
 def members(net: nn.Module) -> NetMembers:
@@ -187,6 +208,7 @@ def members(net: nn.Module) -> NetMembers:
         store_null_text=getattr(inner, "store_null_text", None),
         run_branches=getattr(inner, "run_branches", None),
         start_loop=getattr(inner, "start_loop", None),
+        splits_samples=getattr(inner, "splits_samples", False),
         taps_kept=getattr(inner, "taps_kept", nullcontext),
     )
 

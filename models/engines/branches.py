@@ -108,6 +108,11 @@ class BranchesNet(Wrapper):
         return (other, own) if self.branch else (own, other)
 
     @property
+    def splits_samples(self) -> bool:
+        """Whether the processes of a branch share out its samples."""
+        return members(self.inner).splits_samples
+
+    @property
     def start_loop(self) -> Callable[[int, ContextualTap | None], ContextualTap] | None:
         """The inner network's method, or None."""
         return members(self.inner).start_loop

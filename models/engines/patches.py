@@ -110,7 +110,7 @@ class PatchesNet(Wrapper):
         about: method, portion and number of parts, in words.
     """
 
-    fixed_batch = True
+    fixed_batch = splits_samples = True
 
     def __init__(self, net: nn.Module, engine: Patches, exchange: PatchExchange):
         super().__init__(net.spec)
@@ -131,13 +131,8 @@ class PatchesNet(Wrapper):
 
         Args:
             steps: of the loop.
-            session: a cache's; None for none. UserError for one that decides by tokens, of which each process has
-                others.
+            session: a cache's; None for none.
         """
-        policy = getattr(session, "policy", None)
-        if getattr(policy, "probe", "") or getattr(policy, "check", "") or getattr(session, "calibrator", None):
-            raise UserError("the engine 'patches': this cache decides or measures by tokens, of which each process has "
-                            "its own; allowed: caches that decide by steps, such as fora or taylorseer")  # fmt: skip
         return PatchLoop(self, steps, session)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:

@@ -96,7 +96,7 @@ class SequenceParallelNet(Wrapper):
         about: method and number of processes, in words.
     """
 
-    fixed_batch = True
+    fixed_batch = splits_samples = True
 
     def __init__(self, net: nn.Module, engine: Sequence):
         super().__init__(net.spec)

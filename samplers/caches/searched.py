@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -64,6 +65,7 @@ class SkipSession:
     sites: tuple[str, ...]
     contexts: dict[Context, None] = field(default_factory=dict, compare=False)
     met: dict[str, None] = field(default_factory=dict, compare=False)
+    decides_by_features: ClassVar[bool] = False
 
     def bind(self, context: Context) -> Tap:
         if context not in self.contexts:

@@ -159,7 +159,7 @@ def test_refusals():
         Patches(parts=3).prepare(DiT.preset("digits").build())
     with pytest.raises(UserError, match="shares out tokens of dit, lightning_dit, not of LightNetNet"):
         Patches(parts=2).prepare(digits("lightnet").build())
-    with pytest.raises(UserError, match=r"decides or measures by tokens.* such as fora or taylorseer"):
+    with pytest.raises(UserError, match=r"under 'patches \(stale, 2 parts\)' each process sees a part"):
         sample(pipeline_of("dit"), Patches(parts=2), cache="fbcache")
     net = random_net(digits("dit"))
     ours, (x, t, cond) = Patches(parts=2, warmup=0).prepare(net), inputs(net)

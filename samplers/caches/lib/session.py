@@ -83,6 +83,11 @@ class SiteCacheSession:
         if self.subtract == "probe" and not self.policy.probe:
             raise UserError(f"subtract = 'probe' needs a policy with a probe; {type(self.policy).__name__} has none")
 
+    @property
+    def decides_by_features(self) -> bool:
+        """Whether features are probed, checked or measured."""
+        return bool(self.policy.probe or self.policy.check or self.calibrator is not None)
+
     def bind(self, context: Context) -> Tap:
         """Return the tap of one evaluation; always the same one for the same context."""
         key = (context.step, context.stage, context.branch)
