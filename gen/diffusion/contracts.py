@@ -160,7 +160,7 @@ class CacheSession(ContextualTap, Protocol):
 
     @property
     def decides_by_features(self) -> bool:
-        """Whether it decides or measures by what sites hold, True by default, and not by steps alone."""
+        """Return whether it decides or measures by what sites hold, as by default, or by steps alone."""
         return True
 
     def report(self) -> CacheReport:

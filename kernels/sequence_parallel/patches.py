@@ -25,6 +25,7 @@ __all__ = [
     "PatchExchange",
     "Processes",
     "Surroundings",
+    "edge_bytes",
     "patch_attention",
     "patch_exchange_bytes",
     "patch_window",
@@ -62,9 +63,19 @@ def patch_exchange_bytes(kv: Tensor, part: int, parts: int, portion: float | Non
     """
     if portion is None:
         return (parts - 1) * kv.nbytes
-    above, below = _portions(kv.shape[1], portion)
-    sent = above * (part < parts - 1) + below * (part > 0)  # last tokens to the next part, first ones to the one before
-    return sent * kv.nbytes // kv.shape[1]
+    return edge_bytes(kv, part, parts, *_portions(kv.shape[1], portion))
+
+
+def edge_bytes(h: Tensor, part: int, parts: int, above: int, below: int) -> int:
+    """Return the bytes that a process sends to its neighbours: last tokens to the next part, first ones to the other.
+
+    Args:
+        h: its own tokens, or rows of a picture, [B, n, ...].
+        part: its number; the first and the last have one neighbour.
+        parts: how many there are.
+        above, below: of a neighbour's tokens, those that a part needs before and after its own.
+    """
+    return (above * (part < parts - 1) + below * (part > 0)) * h.nbytes // h.shape[1]
 
 
 def patch_attention(
@@ -143,6 +154,19 @@ class PatchExchange(Protocol):
         """
         ...
 
+    def start_edges(self, h: Tensor, above: int, below: int) -> Arriving:
+        """Begin to send the neighbours what they need, and return how to wait for what this process's parts need.
+
+        Args:
+            h: this process's tokens, or rows of a picture, [B, n, ...].
+            above, below: tokens that a part needs before and after its own; there are none beyond the first and last.
+        """
+        ...
+
+    def start_all(self, values: Tensor) -> Callable[[], Tensor]:
+        """Begin to send values of this process's parts, [own, ...], and return how to wait for all parts', [P, ...]."""
+        ...
+
 
 def around(whole: Tensor, part: int, parts: int, portion: float | None) -> Surroundings:
     """Return what lies in a part's window before and after it.
@@ -153,6 +177,13 @@ def around(whole: Tensor, part: int, parts: int, portion: float | None) -> Surro
     """
     window, own = patch_window(part, parts, whole.shape[1], portion), whole.shape[1] // parts
     return whole[:, window.start : part * own], whole[:, (part + 1) * own : window.stop]
+
+
+def beside(whole: Tensor, part: int, parts: int, above: int, below: int) -> Surroundings:
+    """Return the nearest tokens before and after a part, of `whole` [B, T, ...]; fewer where it begins or ends."""
+    own = whole.shape[1] // parts
+    start, stop = part * own, (part + 1) * own
+    return whole[:, max(0, start - above) : start], whole[:, stop : stop + below]
 
 
 @dataclass(eq=False)
@@ -180,6 +211,14 @@ class OneProcess:
     def start(self, kv: Tensor, portion: float | None) -> Arriving:
         return lambda: [around(kv, part, self.parts, portion) for part in self.own]
 
+    def start_edges(self, h: Tensor, above: int, below: int) -> Arriving:
+        edges = [beside(h, part, self.parts, above, below) for part in self.own]
+        kept = [(before.clone(), after.clone()) for before, after in edges]  # and not all of h
+        return lambda: kept
+
+    def start_all(self, values: Tensor) -> Callable[[], Tensor]:
+        return lambda: values
+
 
 class Processes:
     """One part on each process of a group; see PatchExchange for its attributes."""
@@ -200,25 +239,29 @@ class Processes:
         return gather_tokens(h, group=self.group, traffic=self.traffic)
 
     def start(self, kv: Tensor, portion: float | None) -> Arriving:
-        self.traffic.sent += patch_exchange_bytes(kv, self.rank, self.parts, portion)
-        return self._to_all(kv.contiguous()) if portion is None else self._to_neighbours(kv, portion)
+        if portion is not None:
+            return self.start_edges(kv, *_portions(kv.shape[1], portion))
+        arriving = self.start_all(kv[None])
+        return lambda: [around(arriving().movedim(0, 1).flatten(1, 2), self.rank, self.parts, None)]
 
-    def _to_all(self, kv: Tensor) -> Arriving:
-        out = kv.new_empty(self.parts, *kv.shape)
-        work: Any = dist.all_gather_into_tensor(out.flatten(0, 1), kv, group=self.group, async_op=True)
+    def start_all(self, values: Tensor) -> Callable[[], Tensor]:
+        values = values.contiguous()
+        self.traffic.sent += (self.parts - 1) * values.nbytes
+        out = values.new_empty(self.parts * len(values), *values.shape[1:])
+        work: Any = dist.all_gather_into_tensor(out, values, group=self.group, async_op=True)
 
-        def wait(sent: Tensor = kv) -> list[Surroundings]:  # which must live until then
+        def wait(sent: Tensor = values) -> Tensor:  # which must live until then
             work.wait()
-            return [around(out.movedim(0, 1).flatten(1, 2), self.rank, self.parts, None)]
+            return out
 
         return wait
 
-    def _to_neighbours(self, kv: Tensor, portion: float) -> Arriving:
-        """Send the last tokens to the next part and the first ones to the one before."""
-        n, (above, below) = kv.shape[1], _portions(kv.shape[1], portion)
+    def start_edges(self, h: Tensor, above: int, below: int) -> Arriving:
+        n = h.shape[1]
+        self.traffic.sent += edge_bytes(h, self.rank, self.parts, above, below)
         self.tag = (self.tag + 2) % 2**20
-        before, after = (kv.new_empty(kv.shape[0], size, *kv.shape[2:]) for size in (above, below))
-        ops, sent = [], [kv[:, n - above :].contiguous(), kv[:, :below].contiguous()]
+        before, after = (h.new_empty(h.shape[0], size, *h.shape[2:]) for size in (above, below))
+        ops, sent = [], [h[:, n - above :].contiguous(), h[:, :below].contiguous()]
         for peer, tensors, tags in (
             (self.rank - 1, (before, sent[1]), (self.tag, self.tag + 1)),
             (self.rank + 1, (after, sent[0]), (self.tag + 1, self.tag)),

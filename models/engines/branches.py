@@ -47,10 +47,7 @@ class Branches:
         if self.within is not None and self.within.parts is not None:
             raise UserError("Branches: within.parts simulates processes; leave it out")
 
-    @property
-    def copies(self) -> bool:
-        """Whether the network is copied, so that it cannot be a pipeline's own."""
-        return self.within is not None
+    copies = False  # but what patches copy
 
     def prepare(self, net: nn.Module, device: torch.device | str = "cpu") -> BranchesNet:
         """Return the network itself, wrapped; UserError for a number of processes that two branches do not divide."""
@@ -109,7 +106,7 @@ class BranchesNet(Wrapper):
 
     @property
     def splits_samples(self) -> bool:
-        """Whether the processes of a branch share out its samples."""
+        """Return whether the processes of a branch share out its samples."""
         return members(self.inner).splits_samples
 
     @property

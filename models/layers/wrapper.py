@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -113,6 +114,10 @@ class Wrapper(nn.Module):
     def store_null_text(self) -> Callable[[Tensor, Tensor, Tensor | None], None] | None:
         """The inner network's method, or None."""
         return members(self.inner).store_null_text
+
+    def taps_kept(self) -> AbstractContextManager[None]:
+        """Return a context in which what taps need stays on the inner network."""
+        return members(self.inner).taps_kept()
 
     def image(self, x: Tensor) -> Tensor:
         """Return the image in a state x [B, ...]."""

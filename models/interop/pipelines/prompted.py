@@ -188,7 +188,8 @@ class PromptPipeline:
         """Return the pipeline under an engine, which computes modules of its networks faster while they are sampled.
 
         Args:
-            engine: `packed` or `fused`, which gen.accelerate describes, or `branches`; a name, a spec or an object.
+            engine: `packed` or `fused`, which gen.accelerate describes, `branches` or `patches`; a name, a spec or an
+                object.
         """
         return replace(self, engine=engine_of(engine))
 

@@ -85,7 +85,7 @@ class SiteCacheSession:
 
     @property
     def decides_by_features(self) -> bool:
-        """Whether features are probed, checked or measured."""
+        """Return whether features are probed, checked or measured."""
         return bool(self.policy.probe or self.policy.check or self.calibrator is not None)
 
     def bind(self, context: Context) -> Tap:

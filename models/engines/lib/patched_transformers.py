@@ -1,0 +1,149 @@
+"""The transformer of a diffusers pipeline, of whose tokens each process computes an equal part; it is not copied."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gen.config.errors import UserError
+from gen.kernels.sequence_parallel.patches import PatchExchange
+from gen.models.engines.lib.patched import PatchSettings
+from gen.models.engines.lib.patched_pipelines import PipelinePatches, attention_layers
+from gen.models.engines.lib.tokens import TokenOperations
+from gen.models.interop.pipelines.blocks import BLOCKS, blocks_of
+from gen.models.interop.pipelines.families import plain_module
+from gen.models.interop.pipelines.network import PipelineNet
+
+__all__ = ["TRANSFORMERS", "PipelineTransformer"]
+
+
+ROTARY = ("image_rotary_emb", "rotary_emb", "freqs_cis")  # arguments of blocks with a table for each token
+
+
+@dataclass(frozen=True)
+class TokenSplit:
+    """How the tokens of a class of transformers are cut.
+
+    Attributes:
+        text: that attends jointly with the image lies before or behind it; "" for cross-attention or none.
+        apart: whether rotary tables are one of the image and one of the text; else both have both, or no text.
+    """
+
+    text: Literal["", "first", "last"] = ""
+    apart: bool = False
+
+
+TRANSFORMERS: Mapping[str, TokenSplit] = {
+    "CogVideoXTransformer3DModel": TokenSplit("first"),
+    "DiTTransformer2DModel": TokenSplit(),
+    "Flux2Transformer2DModel": TokenSplit("first"),
+    "FluxTransformer2DModel": TokenSplit("first"),
+    "HunyuanVideoTransformer3DModel": TokenSplit("last"),
+    "LTXVideoTransformer3DModel": TokenSplit(),
+    "PixArtTransformer2DModel": TokenSplit(),
+    "QwenImageTransformer2DModel": TokenSplit("first", apart=True),
+    "SD3Transformer2DModel": TokenSplit("last"),
+    "WanTransformer3DModel": TokenSplit(),
+}
+REASONS = {
+    "SanaTransformer2DModel": "its attention is linear, and its MLPs are convolutions",
+    "Lumina2Transformer2DModel": "its rows have text of unlike lengths before the image",
+    "ZImageTransformer2DModel": "its rows have text of unlike lengths behind the image",
+}
+
+
+class PipelineTransformer(PipelinePatches):
+    """A pipeline's own transformer, with hooks while it is evaluated. In its blocks taps see this process's tokens."""
+
+    operations_kind = TokenOperations
+
+    def __init__(self, net: PipelineNet, engine: PatchSettings, exchange: PatchExchange):
+        network = plain_module(net.inner)
+        kind = type(network).__name__
+        if reason := self._reason(net, network, engine):
+            raise UserError(f"the engine 'patches' cannot share out this {kind}: {reason}")
+        super().__init__(net, engine, exchange)
+        self.split, self.blocks = TRANSFORMERS[kind], blocks_of(network)
+
+    @staticmethod
+    def _reason(net: PipelineNet, network: Any, engine: PatchSettings) -> str:
+        """Return why a network cannot be shared out, in words; "" if it can."""
+        kind = type(network).__name__
+        if kind not in TRANSFORMERS:
+            return REASONS.get(kind) or f"known are UNet2DConditionModel, {', '.join(TRANSFORMERS)}"
+        if net.low is not None:
+            return "its pipeline has two"
+        if net.token_times is not None:
+            return "each of its tokens has a time"
+        if engine.portion is not None and TRANSFORMERS[kind].text:
+            return "its text attends to the whole image: leave out the portion"
+        blocks = blocks_of(network)
+        if any("TokenReplace" in type(block).__name__ for block in blocks):
+            return "its first frame is a picture"
+        return "" if blocks else "its blocks are of no known class"
+
+    @contextmanager
+    def in_parts(self, operations: TokenOperations) -> Iterator[None]:
+        """Compute tokens between the first block and the end of the last one."""
+        operations.off, operations.text_first = True, self.split.text == "first"
+        parts, whole = self.exchange.parts, 0
+
+        def enter(block: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+            nonlocal whole
+            bound = inspect.signature(type(block).forward).bind(block, *args, **kwargs)
+            given, hidden = bound.arguments, BLOCKS[type(block).__name__].hidden
+            if block is self.blocks[0]:
+                whole = given[hidden].shape[1]
+                if whole % parts:
+                    raise UserError(f"the engine 'patches': {whole} tokens do not divide into {parts} parts")
+                given[hidden] = local = self.exchange.local(given[hidden])
+                operations.off, operations.own = False, local.shape[1]
+            for name in ROTARY:
+                if given.get(name) is not None:
+                    given[name] = self._cut(given[name], whole)
+            return bound.args[1:], bound.kwargs
+
+        def leave(block: Any, args: Any, out: Any) -> Any:
+            operations.off = True
+
+            def whole_of(h: Tensor) -> Tensor:
+                text = h.shape[1] - operations.own  # of both in one stream
+                return torch.cat([h[:, :text], self.exchange.gather(h[:, text:])], 1)
+
+            returns = BLOCKS[type(block).__name__].returns
+            if returns == "h":
+                return whole_of(out) if isinstance(out, Tensor) else (whole_of(out[0]), *out[1:])
+            return tuple(whole_of(h) if name == "h" else h for name, h in zip(returns, out, strict=True))
+
+        def attend(layer: Any, args: Any, kwargs: Any) -> None:
+            given = args[1] if len(args) > 1 else kwargs.get("encoder_hidden_states")
+            operations.cross = given is not None and not self.split.text
+
+        with ExitStack() as hooks:
+            handles = [block.register_forward_pre_hook(enter, with_kwargs=True) for block in self.blocks]
+            handles.append(self.blocks[-1].register_forward_hook(leave))
+            layers = attention_layers(plain_module(self.inner.inner))
+            handles += [layer.register_forward_pre_hook(attend, with_kwargs=True) for layer in layers]
+            for handle in handles:
+                hooks.callback(handle.remove)
+            with operations:
+                yield
+
+    def _cut(self, tables: Any, whole: int) -> Any:
+        """Return rotary tables for this process's tokens, with those of a text before them where they are joined."""
+        if self.split.apart:
+            return (self._cut_one(tables[0], whole), *tables[1:])
+        return tuple(self._cut_one(table, whole) for table in tables)
+
+    def _cut_one(self, table: Tensor, whole: int) -> Tensor:
+        dim = next(dim for dim, size in enumerate(table.shape) if size >= whole)
+        text = table.shape[dim] - whole
+        words, tokens = table.split([text, whole], dim)
+        own = self.exchange.local(tokens.movedim(dim, 0)[None])[0].movedim(0, dim)
+        return torch.cat([words, own], dim) if text else own
