@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +16,9 @@ from gen.kernels.sequence_parallel.patches import OneProcess, PatchExchange, Pro
 from gen.models.dit import DiTNet
 from gen.models.edm2 import EDM2Net
 from gen.models.engines.lib.patched import PatchesNet
-from gen.models.engines.lib.patched_pipelines import PipelineUNet
+from gen.models.engines.lib.patched_pipelines import LivePatches, PipelinePatches
 from gen.models.engines.lib.patched_rows import RowPatchesNet
 from gen.models.engines.lib.patched_tokens import TokenPatchesNet
-from gen.models.engines.lib.patched_transformers import PipelineTransformer
-from gen.models.interop.pipelines.families import plain_module
 from gen.models.interop.pipelines.network import PipelineNet
 from gen.models.lightning_dit import LightningDiTNet
 from gen.models.song_unet import SongUNetNet
@@ -78,11 +77,25 @@ class Patches:
             allowed = ", ".join(name for name, _ in FAMILIES.values())
             raise UserError(f"the engine 'patches' shares out {allowed} and networks of pipelines, not a "
                             f"{type(net).__name__}")  # fmt: skip
+        if isinstance(net, PipelineNet):
+            return PipelinePatches(net, self, self.exchange(group))
+        return FAMILIES[type(net)][1](net, self, self.exchange(group)).to(device)
+
+    def live(self, networks: Sequence[nn.Module]) -> LivePatches:
+        """Return the parts of a live pipeline's networks; UserError for one that cannot be shared out.
+
+        Args:
+            networks: of diffusers.
+        """
+        return LivePatches(networks, self, self.exchange())
+
+    def exchange(self, group: Group = None) -> PatchExchange:
+        """Return the exchange between parts.
+
+        Args:
+            group: the processes; all by default.
+        """
         if self.parts is None and not dist.is_initialized():
             raise UserError("the engine 'patches' needs processes: start them with torchrun and init_process_group, "
                             "or give parts = 2 to try it in one")  # fmt: skip
-        exchange: PatchExchange = Processes(group) if self.parts is None else OneProcess(self.parts, Traffic())
-        if isinstance(net, PipelineNet):
-            unet = hasattr(plain_module(net.inner), "down_blocks")
-            return PipelineUNet(net, self, exchange) if unet else PipelineTransformer(net, self, exchange)
-        return FAMILIES[type(net)][1](net, self, exchange).to(device)
+        return Processes(group) if self.parts is None else OneProcess(self.parts, Traffic())

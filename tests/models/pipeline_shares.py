@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 
+import gen
 from gen.diffusion.tap import BoundTap, Context
 from gen.kernels.sequence_parallel import gather_tokens_bytes
 from gen.models.engines.patches import Patches
@@ -16,6 +17,7 @@ FAMILIES = [
     "wan",
 ]  # fmt: skip
 ENGINES = {"synchronous": {"synchronous": True}, "stale": {"warmup": 0}, "portion": {"warmup": 0, "portion": 0.5}}
+LIVE = ["wan22", "sd3"]
 JOINT = {"cogvideox", "flux", "flux2", "hunyuan_video", "kontext", "qwen_image", "sd3"}  # which take no portion
 
 
@@ -46,8 +48,25 @@ def attention_bytes(net, name, tokens):
     return 2 * layers * gather_tokens_bytes(own, count), gather_tokens_bytes(own, count)
 
 
+def output(pipe, name):
+    """Latents of a call of a whole pipeline."""
+    return pipe(**call(name), return_dict=False)[0]
+
+
+def live():
+    """Calls of live pipelines, each process with the same arguments, and of one alone."""
+    found = {}
+    for name in LIVE:
+        pipe = tiny(name)
+        with gen.accelerate(pipe, engine={"name": "patches", "synchronous": True}):
+            found[f"{name}, live"] = output(pipe, name)
+        if dist.get_rank() == 0:
+            found[f"{name}, alone"] = output(pipe, name)
+    return found
+
+
 def everything():
-    found, count = {}, dist.get_world_size()
+    found, count = live(), dist.get_world_size()
     for name in FAMILIES:
         net, x, t, cond = network_of(name)
         for kind, fields in ENGINES.items():

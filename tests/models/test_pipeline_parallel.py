@@ -1,13 +1,17 @@
 """Networks of pipelines in parts: families, one by one, on one process and on several."""
 
+import contextlib
+
 import pytest
 import torch
 
+import gen
 from gen.config.errors import UserError
 from gen.diffusion.tap import BoundTap, Context
 from gen.models.engines.patches import Patches
-from tests.models.pipeline_shares import ENGINES, FAMILIES, JOINT, loop, network_of
+from tests.models.pipeline_shares import ENGINES, FAMILIES, JOINT, LIVE, loop, network_of, output
 from tests.over import over
+from tests.pipelines.tiny import relative, tiny
 from tests.ranks import spread
 
 
@@ -59,6 +63,27 @@ def test_refusals():
 
 
 @pytest.mark.slow
+@over(name=["wan22", "sd15", "flux"])
+def test_live_pipelines_in_parts(name):
+    pipe = tiny(name)
+    exact, synchronous = output(pipe, name), Patches(parts=2, synchronous=True)
+    for settings in ({}, {"cache": "fora", "sites": ["blocks.*"]}):
+        with contextlib.ExitStack() as stack:
+            if settings:
+                stack.enter_context(gen.accelerate(pipe, **settings))
+            alone = output(pipe, name)
+        with gen.accelerate(pipe, engine=synchronous, **settings) as live:
+            assert relative(output(pipe, name), alone) < 1e-5
+            assert "patches (synchronous, 2 parts)" in repr(live)
+    with gen.accelerate(pipe, engine=Patches(parts=2, warmup=0)):
+        assert 1e-5 < relative(output(pipe, name), exact) < 1
+    refused = pytest.raises(UserError, match="each process sees a part of each sample")
+    with gen.accelerate(pipe, "magcache", sites=["net"], engine=synchronous), refused:
+        output(pipe, name)
+    assert torch.equal(output(pipe, name), exact)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_are_the_parts_of_one_process(tmp_path, count):
     ranks = spread("tests.models.pipeline_shares:everything", count, tmp_path)
@@ -73,3 +98,6 @@ def test_processes_are_the_parts_of_one_process(tmp_path, count):
             if f"{name} sent" in rank:
                 sent, foretold = rank[f"{name} sent"].tolist()
                 assert sent == foretold, name
+    for name in LIVE:
+        for rank in ranks:
+            assert relative(rank[f"{name}, live"], ranks[0][f"{name}, alone"]) < 1e-5

@@ -14,7 +14,9 @@ from gen.kernels.sequence_parallel.patches import PatchExchange
 from gen.models.engines.lib.exchanges import Evaluation
 from gen.models.layers.wrapper import Wrapper
 
-__all__ = ["PatchSettings", "PatchesNet"]
+__all__ = ["PatchSettings", "PatchesNet", "Stale", "about_patches", "evaluation_of"]
+
+Stale = dict[tuple[str, int], dict[Hashable, Callable[[], Any]]]  # what was sent, by branch and stage, and by operation
 
 
 class PatchSettings(Protocol):
@@ -57,7 +59,7 @@ class PatchesNet(Wrapper):
     def __init__(self, net: nn.Module, engine: PatchSettings, exchange: PatchExchange):
         super().__init__(net.spec)
         self.inner, self.engine, self.exchange = net, engine, exchange
-        self.about = f"patches ({_method(engine)}, {exchange.parts} {'parts' if engine.parts else 'processes'})"
+        self.about = about_patches(engine, exchange)
         self.evaluation = Evaluation({}, synchronous=True, keep=False)
 
     @property
@@ -72,7 +74,7 @@ class PatchesNet(Wrapper):
             steps: of the loop.
             session: a cache's; None for none.
         """
-        return PatchLoop(self, steps, session)
+        return PatchLoop(self, session)
 
     def evaluate(self, evaluation: Evaluation, compute: Callable[[], Tensor]) -> Tensor:
         """Return what is computed within an evaluation of a loop."""
@@ -89,24 +91,17 @@ class PatchLoop:
 
     Attributes:
         net: that is evaluated.
-        steps: of the loop.
         session: a cache's, whose tap lies around this one's; None for none.
         stale: what was sent, by branch and stage, and by operation.
     """
 
     net: PatchesNet
-    steps: int
     session: ContextualTap | None
-    stale: dict[tuple[str, int], dict[Hashable, Callable[[], Any]]] = field(default_factory=dict, init=False)
+    stale: Stale = field(default_factory=dict, init=False)
 
     def bind(self, context: Context) -> Tap:
         """Return the tap of one evaluation."""
-        net, engine = self.net, self.net.engine
-        evaluation = Evaluation(
-            self.stale.setdefault((context.branch, context.stage), {}),
-            synchronous=engine.synchronous or context.step <= engine.warmup,
-            keep=not engine.synchronous and engine.warmup <= context.step < self.steps - 1,
-        )
+        net, evaluation = self.net, evaluation_of(self.net.engine, context, self.stale)
 
         def own(site: str, compute: Compute, h: Tensor) -> Tensor:
             return net.evaluate(evaluation, lambda: compute(h)) if site in net.divided else compute(h)
@@ -114,7 +109,28 @@ class PatchLoop:
         return own if self.session is None else Chain((self.session.bind(context), own))
 
 
-def _method(engine: PatchSettings) -> str:
-    if engine.synchronous:
-        return "synchronous"
-    return "stale" if engine.portion is None else f"stale, portion {engine.portion:g}"
+def evaluation_of(engine: PatchSettings, context: Context, stale: Stale) -> Evaluation:
+    """Return an evaluation of a loop.
+
+    Args:
+        engine: settings.
+        context: of the evaluation.
+        stale: of the loop, to which what this evaluation sends is added.
+    """
+    return Evaluation(
+        stale.setdefault((context.branch, context.stage), {}),
+        synchronous=engine.synchronous or context.step <= engine.warmup,
+        keep=not engine.synchronous and engine.warmup <= context.step < context.steps - 1,
+    )
+
+
+def about_patches(engine: PatchSettings, exchange: PatchExchange) -> str:
+    """Return method, portion and number of parts, in words.
+
+    Args:
+        engine: settings.
+        exchange: between parts.
+    """
+    stale = "stale" if engine.portion is None else f"stale, portion {engine.portion:g}"
+    where = "parts" if engine.parts else "processes"
+    return f"patches ({'synchronous' if engine.synchronous else stale}, {exchange.parts} {where})"

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from gen.config.errors import UserError, shown
 from gen.config.spec import build, name_of
 from gen.diffusion.contracts import Cache, CacheSession
-from gen.diffusion.tap import BoundTap, Context
+from gen.diffusion.tap import BoundTap, Chain, Context
 from gen.models.engines.compiled import Compiled
+from gen.models.engines.patches import Patches
 from gen.models.interop.pipelines.clock import Clock
 from gen.models.interop.pipelines.hooks import SiteHooks
 from gen.models.interop.pipelines.live_report import LiveDrift, LiveReport, measure_drift
@@ -46,7 +47,9 @@ def accelerate(pipe: Any, cache: Any = None, *, engine: Any = None, **fields: An
             "net" the whole network.
         engine: "packed" computes linear layers, with their GELU, by oneDNN on a CPU, with a second copy of their
             weights; "fused" norms and their modulations; both in the network's dtype, and to rounding. "compiled"
-            compiles every block (torch.compile). A name, a spec or an object; None for none.
+            compiles every block (torch.compile). "patches" shares out each picture over processes, all of which call
+            the pipeline with the same arguments and seeds at the same moment. A name, a spec or an object; None for
+            none.
         **fields: of the cache, such as interval=3.
 
     Raises:
@@ -73,7 +76,8 @@ class Live:
 
     Attributes:
         pipe: the pipeline.
-        engines: what the engine does in each network; () for none, and where it compiles blocks.
+        engines: what the engine does in each network; () for none, and where it compiles blocks or shares out pictures.
+        patches: what shares out pictures; None for nothing.
         cache: in use; None for none; one that must measure first (MagCache) is replaced by the calibrated one after the
             first loop.
         enabled: set it to False to run the pipeline as it is for a while.
@@ -99,7 +103,8 @@ class Live:
         if self.compiled and engine != Compiled():
             raise UserError(f"engine = {shown(engine)}: the blocks of a live pipeline are compiled as torch.compile "
                             "does by default; leave the options out")  # fmt: skip
-        within = () if engine is None or self.compiled else self.networks
+        self.patches = engine.live(self.networks) if isinstance(engine, Patches) else None
+        within = () if engine is None or self.compiled or self.patches is not None else self.networks
         self.engines = tuple(NetworkEngine(network, engine, self._active) for network in within)
         try:
             for part in self.engines:
@@ -127,6 +132,7 @@ class Live:
         cache = () if self.cache is None else (name_of(type(self.cache)),)
         blocks = sum(hooks.compiled_blocks for hooks in self.hooks)
         engines = (f"compiled: {blocks} blocks",) if self.compiled else tuple(part.about for part in self.engines)
+        engines = engines if self.patches is None else (self.patches.about,)
         what = ", ".join((type(self.pipe).__name__, *cache, *engines))
         if not self.hooks or self.cache is None:
             return f"Live({what})" if self.hooks else f"Live({what}: removed)"
@@ -222,6 +228,8 @@ class Live:
         self._refuse_other_caches()
         for engine in self.engines:
             engine.refresh()
+        if self.patches is not None:
+            self.patches.begin()
         for hooks in self.hooks:
             hooks.refresh()
         self.session, self.seconds, self.calls = None, {}, {}
@@ -256,6 +264,14 @@ class Live:
             self.cache = self.cache.calibrated(self.last.cache)
         self.session = None
 
+    def _started(self, cache: Cache) -> CacheSession:
+        """Return a cache's session for the loop; UserError where it would decide by a part of each picture."""
+        session = cache.start(self.clock.steps)
+        if self.patches is not None and getattr(session, "decides_by_features", True):
+            raise UserError(f"under {self.patches.about!r} each process sees a part of each sample, by which this "
+                            "cache would decide or measure; allowed: those that go by steps, such as fora")  # fmt: skip
+        return session
+
     def _around(self, number: int) -> Callable[[Callable[[], Any]], Any]:
         """Return what runs each evaluation of one of the networks."""
 
@@ -263,19 +279,26 @@ class Live:
             if self.pipe.scheduler is not self.clock.stand_in:
                 raise UserError("the pipeline has another scheduler than when it was accelerated, by which loops and "
                                 "steps are known: remove() what accelerates it, and accelerate again")  # fmt: skip
-            if self.cache is None or not self.clock.running or not self.loop_enabled:
+            idle = self.cache is None and self.patches is None
+            if idle or not self.clock.running or not self.loop_enabled:
                 return run()
             hooks = self.hooks[number]
             nth = self.calls[number] = self.calls.get(number, -1) + 1
             branch = hooks.context or ("main" if nth == 0 else f"call{nth}")
-            if self.session is None:
-                self.session = self.cache.start(self.clock.steps)
+            if self.session is None and self.cache is not None:
+                self.session = self._started(self.cache)
             (step, stage), (t, lam) = self.clock.position(), self.clock.times()
             branch = branch_of_network(branch, number)
-            hooks.tap = BoundTap(self.session, Context(step, self.clock.steps, stage, t, branch, lam))
+            context = Context(step, self.clock.steps, stage, t, branch, lam)
+            tap = None if self.session is None else BoundTap(self.session, context)
             stop = _stopwatch(hooks.network)
             try:
-                return run()
+                if self.patches is None:
+                    hooks.tap = tap
+                    return run()
+                with self.patches.evaluation(number, context) as operations:
+                    hooks.tap = None if tap is None else Chain((tap, operations))
+                    return run()
             finally:
                 hooks.tap = None
                 self.seconds[step, stage, branch] = stop()

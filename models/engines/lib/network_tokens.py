@@ -1,4 +1,4 @@
-"""The transformer of a diffusers pipeline, of whose tokens each process computes an equal part; it is not copied."""
+"""Transformers of diffusers of whose tokens each process computes an equal part."""
 
 from __future__ import annotations
 
@@ -12,15 +12,11 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.kernels.sequence_parallel.patches import PatchExchange
-from gen.models.engines.lib.patched import PatchSettings
-from gen.models.engines.lib.patched_pipelines import PipelinePatches, attention_layers
+from gen.models.engines.lib.network_parts import NetworkParts, attention_layers, check_arguments
 from gen.models.engines.lib.tokens import TokenOperations
 from gen.models.interop.pipelines.blocks import BLOCKS, blocks_of
-from gen.models.interop.pipelines.families import plain_module
-from gen.models.interop.pipelines.network import PipelineNet
 
-__all__ = ["TRANSFORMERS", "PipelineTransformer"]
+__all__ = ["TransformerTokens"]
 
 
 ROTARY = ("image_rotary_emb", "rotary_emb", "freqs_cis")  # arguments of blocks with a table for each token
@@ -58,39 +54,30 @@ REASONS = {
 }
 
 
-class PipelineTransformer(PipelinePatches):
-    """A pipeline's own transformer, with hooks while it is evaluated. In its blocks taps see this process's tokens."""
+class TransformerTokens(NetworkParts):
+    """A transformer whose blocks compute this process's tokens."""
 
-    operations_kind = TokenOperations
+    kind = TokenOperations
 
-    def __init__(self, net: PipelineNet, engine: PatchSettings, exchange: PatchExchange):
-        network = plain_module(net.inner)
-        kind = type(network).__name__
-        if reason := self._reason(net, network, engine):
-            raise UserError(f"the engine 'patches' cannot share out this {kind}: {reason}")
-        super().__init__(net, engine, exchange)
-        self.split, self.blocks = TRANSFORMERS[kind], blocks_of(network)
-
-    @staticmethod
-    def _reason(net: PipelineNet, network: Any, engine: PatchSettings) -> str:
-        """Return why a network cannot be shared out, in words; "" if it can."""
-        kind = type(network).__name__
+    def reason(self) -> str:
+        """Return why the network cannot be shared out, in words; "" if it can."""
+        kind = type(self.network).__name__
         if kind not in TRANSFORMERS:
             return REASONS.get(kind) or f"known are UNet2DConditionModel, {', '.join(TRANSFORMERS)}"
-        if net.low is not None:
-            return "its pipeline has two"
-        if net.token_times is not None:
-            return "each of its tokens has a time"
-        if engine.portion is not None and TRANSFORMERS[kind].text:
+        self.split, self.blocks = TRANSFORMERS[kind], blocks_of(self.network)
+        if self.portion is not None and self.split.text:
             return "its text attends to the whole image: leave out the portion"
-        blocks = blocks_of(network)
-        if any("TokenReplace" in type(block).__name__ for block in blocks):
+        if any("TokenReplace" in type(block).__name__ for block in self.blocks):
             return "its first frame is a picture"
-        return "" if blocks else "its blocks are of no known class"
+        return "" if self.blocks else "its blocks are of no known class"
 
     @contextmanager
     def in_parts(self, operations: TokenOperations) -> Iterator[None]:
-        """Compute tokens between the first block and the end of the last one."""
+        """Compute tokens between the first block and the end of the last one.
+
+        Args:
+            operations: for one evaluation.
+        """
         operations.off, operations.text_first = True, self.split.text == "first"
         parts, whole = self.exchange.parts, 0
 
@@ -128,7 +115,8 @@ class PipelineTransformer(PipelinePatches):
         with ExitStack() as hooks:
             handles = [block.register_forward_pre_hook(enter, with_kwargs=True) for block in self.blocks]
             handles.append(self.blocks[-1].register_forward_hook(leave))
-            layers = attention_layers(plain_module(self.inner.inner))
+            handles.append(self.network.register_forward_pre_hook(check_arguments, with_kwargs=True))
+            layers = attention_layers(self.network)
             handles += [layer.register_forward_pre_hook(attend, with_kwargs=True) for layer in layers]
             for handle in handles:
                 hooks.callback(handle.remove)
