@@ -17,7 +17,7 @@ FAMILIES = [
     "wan",
 ]  # fmt: skip
 ENGINES = {"synchronous": {"synchronous": True}, "stale": {"warmup": 0}, "portion": {"warmup": 0, "portion": 0.5}}
-LIVE = ["wan22", "sd3"]
+LIVE = ["wan22"]
 JOINT = {"cogvideox", "flux", "flux2", "hunyuan_video", "kontext", "qwen_image", "sd3"}  # which take no portion
 
 

@@ -86,7 +86,7 @@ def test_live_pipelines_in_parts(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_are_the_parts_of_one_process(tmp_path, count):
-    ranks = spread("tests.models.pipeline_shares:everything", count, tmp_path)
+    ranks = spread("tests.models.pipeline_shares:everything", count, tmp_path, timeout=400)
     names = [name.removesuffix(" one process") for name in ranks[0] if name.endswith(" one process")]
     assert len(names) == len(FAMILIES) * len(ENGINES) - len(JOINT)
     for name in names:

@@ -178,7 +178,7 @@ def test_refusals_of_pipelines():
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_are_the_parts_of_one_process(tmp_path, count):
-    ranks = spread("tests.models.row_shares:everything", count, tmp_path)
+    ranks = spread("tests.models.row_shares:everything", count, tmp_path, timeout=400)
     names = [name.removesuffix(" one process") for name in ranks[0] if name.endswith(" one process")]
     assert len(names) == len(ENGINES) * (len(NETS) + 1) + len(NETS)
     for name in names:
