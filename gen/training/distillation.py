@@ -13,10 +13,8 @@ from gen.config.fields import build_with, check_arguments
 from gen.config.hub import local_folder
 from gen.config.spec import Spec, override
 from gen.config.trust import allowing, external_names
-from gen.pipeline import is_pipeline_folder
 from gen.text.decoding import Decoding
 from gen.training.objectives import Objective
-from gen.training.pipeline_students import pipeline_student
 from gen.training.result import TrainResult
 from gen.training.run import Run, run_from, run_spec
 from gen.training.run_folder import lock_of
@@ -80,6 +78,8 @@ def distill(
     Raises:
         UserError: for unknown keys, for a teacher of the other kind and for a folder that holds another run.
     """
+    from gen.training.pipeline_students import pipeline_student  # whose store of pairs imports this package
+
     with allowing(allow):
         distiller = build_with("distillers", method, "student", "distill: method")
         if not isinstance(teacher, (str, Path)) and not hasattr(teacher, "training_run"):
@@ -119,6 +119,8 @@ def teacher_run(folder: str | Path) -> Run:
     Raises:
         UserError: for a pipeline of diffusers, which no run trained.
     """
+    from gen.pipeline import is_pipeline_folder  # which imports this package
+
     if is_pipeline_folder(folder):
         raise UserError(
             f"{folder} is a pipeline of diffusers: its students learn by prompts, gen distill METHOD --teacher "
