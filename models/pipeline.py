@@ -6,6 +6,7 @@ import json
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -105,8 +106,9 @@ class PipelineModel:
         prompted = self.prompted
         if torch.device(device) != prompted.pipe.device:
             prompted.pipe.to(device)
-            object.__setattr__(self, "opened", replace(prompted))  # which knows tensors on the device before
-            OPEN.pop(self._key, None)
+            for name, member in vars(type(prompted)).items():  # what it knows of the device before
+                if isinstance(member, cached_property):
+                    vars(prompted).pop(name, None)
 
     def pipeline_fields(self, sampler: Any, device: torch.device | str) -> dict[str, Any]:
         """Return what the gen.Pipeline of a network trained beside this one takes from the pipeline.

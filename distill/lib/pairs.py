@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,11 +59,22 @@ class PairDistillation(Distiller):
         opened = getattr(run.model, "prompted", None)  # a pipeline of diffusers
         store, pipeline = Path(self.store or folder / "pairs"), load(teacher) if opened is None else opened.pipeline
         if self.real_data:
-            data = invert_pairs(pipeline, real_data_of(run), store, self.teacher_sampler, self.pairs)
+            data: Any = invert_pairs(pipeline, real_data_of(run), store, self.teacher_sampler, self.pairs)
         else:
-            data = make_pairs(pipeline, store, self.pairs, self.teacher_sampler)
+            source: Any = run.data
+            captions = _captions(source) if opened is None else ()
+            data = make_pairs(pipeline, store, self.pairs, self.teacher_sampler, prompts=captions)
+            data = replace(source, data=data) if captions else data
         sampler = Sampler("euler", steps=1)
         return replace(run, objective=self, data=data, teacher=None, init=str(teacher), sampler=sampler)
+
+
+def _captions(source: Any) -> tuple[str, ...]:
+    """Return the training captions of data that have them as conditions; () of any other."""
+    if not hasattr(source, "encode_prompts"):
+        return ()
+    items = source.open("train")
+    return tuple(items.caption(i) for i in range(len(items)))
 
 
 def invert_pairs(

@@ -75,10 +75,11 @@ def make_pairs(
         rows = torch.arange(first, first + count) % len(known)
         parts: Iterator[tuple[int, list[int]]] = ((i, rows[i : i + size].tolist()) for i in range(0, count, size))
         some = [
-            sampled.sample(len(part), [known[row] for row in part], seed=seed, start=first + i, batch_size=size).x
+            sampled.sample(len(part), [known[row] for row in part], seed=seed, start=first + i, batch_size=size)
             for i, part in parts
         ]
-        return {"x": torch.cat(some), "prompt": rows, **origin}
+        labels = {"y": torch.cat([out.cond["y"] for out in some])} if "y" in some[0].cond else {}
+        return {"x": torch.cat([out.x for out in some]), **labels, "prompt": rows, **origin}
 
     about: Json = {"sampler": spec_of(sampler, named=False), "seed": seed}
     if known:

@@ -9,6 +9,8 @@ import torch
 import gen
 from gen.cli import main
 from gen.config.errors import UserError
+from gen.config.spec import override
+from gen.data.captioned_digits import CaptionedDigits
 from gen.data.lib.shards import ShardPlan
 from gen.data.pairs import Pairs
 from gen.diffusion.noise import Noise, training_noise
@@ -18,6 +20,7 @@ from gen.distillers.lib.pairs import invert_pairs, pair_noise, real_data_of
 from gen.pipeline import Pipeline
 from gen.training.objectives import Batch
 from gen.training.pair_store import make_pairs
+from gen.training.recipes.captioned_digits import captioned_digits
 from gen.training.run import Sampler
 from gen.training.trainer import train
 from tests.gen.tiny import seal, tiny
@@ -28,6 +31,21 @@ ONE = Sampler("jump", steps=1)
 
 def pipeline(path=None):
     return Pipeline(Gaussian(path or Flow(), MEAN, STD), (3,), name="gaussian")
+
+
+def test_pairs_of_a_teacher_of_captions_have_its_captions(tmp_path):
+    small = {"steps": 1, "batch_size": 2, "model.width": 8, "model.depth": 1, "model.heads": 2, "model.text_width": 8}
+    quiet = {"validate_every": 0, "sample_every": 0, "save_every": 0}
+    teacher = train(override(captioned_digits(), {**small, **quiet}), tmp_path / "teacher", quiet=True).folder
+    changes = {"objective.pairs": 4, "objective.teacher_sampler.steps": 1, "steps": 1}
+    student = gen.distill("reflow", teacher, tmp_path / "student", changes=changes, quiet=True).folder
+    pairs, data = Pairs(str(student / "pairs"), 0.0).open("train"), CaptionedDigits().open("train")
+    assert [pairs.caption(i) for i in range(4)] == [data.caption(i) for i in range(4)]
+    asked = gen.load(teacher).sample(cond=[pairs.caption(2)], steps=1, seed=1, start=2, guide="none")
+    torch.testing.assert_close(pairs[2]["x"], asked.x[0])
+    assert gen.load(student).sample(cond="a bold seven, upright", n=2).x.isfinite().all()
+    with pytest.raises(UserError, match="samples by captions: give prompts, --prompts FILE"):
+        make_pairs(gen.load(teacher), tmp_path / "none", 4, ONE)
 
 
 def test_parts_made_apart_are_the_whole(tmp_path):

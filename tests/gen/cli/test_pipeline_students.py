@@ -133,6 +133,19 @@ def test_what_does_not_go_together_is_refused_in_one_line(words, said, folders, 
     assert said in error and error.count("\n") == 1
 
 
+def test_a_pipeline_that_moves_is_heard_anew_by_all_that_share_it(folders, monkeypatch):
+    spec = {"name": "pipeline", "path": str(folders / "sd3"), "call": {"height": 16, "width": 16}}
+    ours, theirs = gen.build("models", spec), gen.build("models", spec)
+    before = ours.module
+    assert theirs.module is before
+    ours.to("cpu")  # where it is
+    assert theirs.module is before
+    with monkeypatch.context() as patch:
+        patch.setattr(type(ours.prompted.pipe), "device", "meta")
+        ours.to("cpu")
+    assert ours.module is not before and theirs.module is ours.module and ours.module.inner is before.inner
+
+
 def test_a_teacher_in_python_says_what_it_lacks(folders, tmp_path):
     pipe = with_text_encoder("sd3")
     with pytest.raises(UserError, match="was given as an object, and what is trained is found again by its folder"):
