@@ -15,7 +15,6 @@ from gen.config.fields import check_fields
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.net import unwrap
 from gen.distillers.lib.answers import make_answers, text_teacher
-from gen.distillers.lib.lora import merge_adapters, with_adapters
 from gen.distillers.lib.teacher import require_data
 from gen.text.decoding import Decoding
 from gen.training.distillation import Distiller
@@ -40,8 +39,6 @@ class CertaintyDistillation(Distiller):
         complementary: False for the first view alone, the confidence-aware loss of LLaDA2 (CAP).
         only_correct: train only on answers that the data call right, if they can tell (gen.distillers.lib.answers).
         answer_length: tokens of an answer, at most; None for as many as the data have there.
-        lora_rank: rank of adapters that learn instead of the network (peft); the weights that are saved have them
-            added in, and averages of those are one update late. None for no adapters.
         store: folder of the answers, to share them between students; None for the student's own folder.
     """
 
@@ -51,13 +48,12 @@ class CertaintyDistillation(Distiller):
     complementary: bool = True
     only_correct: bool = True
     answer_length: int | None = None
-    lora_rank: int | None = None
     store: str | None = None
     for_text: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_fields(self, prompts="[1, inf)", beta="[0, inf)", temperature="(0, inf)")
-        check_fields(self, answer_length="[1, inf)", lora_rank="[1, inf)")
+        check_fields(self, answer_length="[1, inf)")
 
     def student(self, run: Run, teacher: Path, folder: Path) -> Run:
         """Return the teacher's run on its answers, from its weights."""
@@ -77,19 +73,11 @@ class CertaintyDistillation(Distiller):
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         check_mask_token(net, type(self).__name__)
-        if self.lora_rank is None:
-            return {"net": net}
-        return {"net": net.requires_grad_(False), "lora": with_adapters(net, self.lora_rank, type(self).__name__)}
-
-    def observe(self, roles: Roles, logs: dict[str, float]) -> None:
-        """Merge the adapters, if there are any, into the network that is decoded."""
-        if self.lora_rank is not None:
-            merge_adapters(unwrap(roles["lora"].net), unwrap(roles["net"].net))
+        return {"net": net}
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
-        role = "net" if self.lora_rank is None else "lora"
-        loss, logs = self.loss(roles[role].net, batch)
-        yield role, loss, {**logs, "loss": loss.detach()}
+        loss, logs = self.loss(roles["net"].net, batch)
+        yield "net", loss, {**logs, "loss": loss.detach()}
 
     def loss(self, net: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum over both views, and logs of their mean."""

@@ -19,6 +19,7 @@ from gen.config.errors import UserError
 from gen.config.spec import Json, anchored, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.training.log import read_run_file
+from gen.training.older_runs import check_resumable
 from gen.training.run import RESUMABLE, Run, run_from, run_spec
 from gen.training.state import store_null_text
 
@@ -96,6 +97,7 @@ def _start_at(run: Run, folder: Path, given: Path, sources: Mapping[str, str]) -
 
 def _check_same(run: Run, sources: Mapping[str, str], info: Json, folder: Path) -> None:
     """Compare settings; sources that both runs have by their content, for they may have another name now."""
+    check_resumable(info["run"], folder)
     ours, theirs = anchored(run_spec(run)), anchored(run_spec(run_from(info["run"], folder)))
     there = info.get("sources", {})
     named = sources.keys() & there.keys()

@@ -26,6 +26,7 @@ from gen.training.defaults import follow, on_path
 from gen.training.ema import EMA, Classic
 from gen.training.lora import LoRA
 from gen.training.objectives import Objective
+from gen.training.older_runs import translated
 from gen.training.optim import Optimiser
 from gen.training.optim.adamw import AdamW
 from gen.training.schedules import Constant, Schedule
@@ -189,9 +190,8 @@ class Run:
             raise UserError(
                 f"Run: micro_batch_size = {self.micro_batch_size} does not divide batch_size = {self.batch_size}"
             )
-        if self.lora is not None and (self.shard or (self.init is None and not hasattr(self.model, "found"))):  # given
-            why = "shard = true; adapters go without" if self.shard else "no init, whose weights adapters belong to"
-            raise UserError(f"Run: lora with {why}")
+        if self.lora is not None and self.init is None and not hasattr(self.model, "found"):  # given
+            raise UserError("Run: lora with no init, whose weights adapters belong to")
         labels = [average.label for average in self.ema]
         if len(set(labels)) != len(labels):
             raise UserError(f"Run: two averages are called {max(labels, key=labels.count)!r}; give each its own label")
@@ -261,4 +261,4 @@ def run_from(spec: object, source: object) -> Run:
         UserError: in one line, for unknown keys, names and values.
     """
     with names_from(source):
-        return convert(spec, Run, "run")
+        return convert(translated(spec), Run, "run")

@@ -1,6 +1,5 @@
 """dParallel: whom its entropy moves, what its views show, what its student is made from, and adapters."""
 
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 import gen
 from gen.cli import main
 from gen.config import checkpoints
-from gen.config.errors import MissingDependency, UserError
+from gen.config.errors import UserError
 from gen.config.spec import build, spec_of
 from gen.data.answers import Answers
 from gen.data.lib.shards import ShardPlan
@@ -18,12 +17,13 @@ from gen.diffusion.noise import training_noise
 from gen.distillers.dparallel import DParallel
 from gen.distillers.lib.answers import is_correct, make_answers
 from gen.distillers.lib.certainty import certainty_terms, random_block
-from gen.distillers.lib.lora import with_adapters
 from gen.samplers.decoding_policies.entropy import Entropy
 from gen.samplers.decoding_policies.topk import TopK
 from gen.text.decoding import Decoding
+from gen.training.distillation import teacher_run
 from gen.training.objectives import Batch
 from gen.training.objectives.lib.masked import token_batch
+from gen.training.trainer import train
 from tests.distill.texts import LISTS, Easy, Given, roles, texts, tiny_text
 
 MASK = 4
@@ -229,35 +229,26 @@ def test_the_command_makes_a_student(teacher, tmp_path, capsys):
     assert gen.load(teacher).decoding.policy == TopK()
 
 
-def test_adapters_are_merged_into_what_is_saved(teacher, tmp_path):
-    lines = {"steps": 6, "objective.prompts": 60, "objective.lora_rank": 2}
-    gen.distill("dparallel", teacher, tmp_path / "whole", changes=lines, quiet=True)
-    gen.distill("dparallel", teacher, tmp_path / "halves", changes=lines | {"steps": 3}, quiet=True)
-    gen.distill("dparallel", teacher, tmp_path / "halves", changes=lines, quiet=True)
-    whole, halves = (gen.load(tmp_path / folder, weights="raw").net for folder in ("whole", "halves"))
-    taught = gen.load(teacher).net  # its average, of which the student began
-    begun = taught.state_dict()
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), halves.parameters(), strict=True))
-    low = []
-    for name, weight in whole.state_dict().items():
-        moved = not torch.equal(weight, begun[name])
-        assert moved == (weight.ndim == 2 and name not in ("embed.weight", "head.weight")), name
-        low += [torch.linalg.svdvals((weight - begun[name]).double())] if moved else []
-    assert all(float(s[2]) < 1e-5 * float(s[0]) for s in low)  # of rank 2
-    info = checkpoints.read(tmp_path / "whole" / "final")
-    twin = with_adapters(taught, 2, "test")
-    twin.load_state_dict(checkpoints.read_tensors(tmp_path / "whole" / "final", "lora.safetensors", info))
-    tokens = torch.randint(5, (3, LISTS.shape[0]))
-    torch.testing.assert_close(twin(tokens), whole(tokens), rtol=1e-5, atol=1e-6)
-    trained = {name for name, p in twin.named_parameters() if p.requires_grad}
-    assert trained and all(".lora_A." in name or ".lora_B." in name for name in trained)
+def test_a_student_may_be_adapters_and_those_of_an_older_gen_load(teacher, tmp_path):
+    lines = {"steps": 4, "save_every": 2, "objective.prompts": 60, "lora.rank": 2}
+    for folder, steps in (("whole", 4), ("halves", 2), ("halves", 4)):
+        gen.distill("dparallel", teacher, tmp_path / folder, changes=lines | {"steps": steps}, quiet=True)
+    whole, halves = (checkpoints.read(tmp_path / folder / "final") for folder in ("whole", "halves"))
+    assert whole["files"] == halves["files"]
+    begun, net = gen.load(teacher).net.state_dict(), gen.load(tmp_path / "whole").net
+    moved = {name for name, weight in net.state_dict().items() if not torch.equal(weight, begun[name])}
+    assert moved == {n for n, w in begun.items() if w.ndim == 2 and n not in ("embed.weight", "head.weight")}
 
-
-def test_lora_without_peft_is_refused(monkeypatch):
-    monkeypatch.setitem(sys.modules, "peft", None)
-    net = Given(torch.zeros(2, MASK + 1), MASK)
-    with pytest.raises(MissingDependency, match=r"lora_rank = 4 needs peft: pip install 'gen-diffusion\[lora\]'"):
-        DParallel(lora_rank=4).roles(net, None)
+    old = tmp_path / "old" / "checkpoints" / "step-0000004"  # the weights with adapters added in, and them beside it
+    weights = {"net.safetensors": net.state_dict(), "net-ema.safetensors": net.state_dict()}
+    files = weights | {"lora.safetensors": {"x": torch.ones(1)}, "state/lora.safetensors": {"x": torch.ones(1)}}
+    spec = whole["run"] | {"lora": None, "objective": whole["run"]["objective"] | {"lora_rank": 2}}
+    about = {key: value for key, value in whole.items() if key not in ("format", "files", "sha256")}
+    checkpoints.write(old, files, about | {"run": spec})
+    loaded = gen.load(tmp_path / "old").net
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), net.parameters(), strict=True))
+    with pytest.raises(UserError, match=r"of an older gen, .*start from them by --init .* --lora.rank 2$"):
+        train(teacher_run(old), tmp_path / "on", resume=str(old), quiet=True)
 
 
 def test_pictures_are_refused(tmp_path, monkeypatch):

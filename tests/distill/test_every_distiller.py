@@ -153,7 +153,7 @@ WRONG = {
     "diffu_grpo": {"group_size": 1, "updates": 0, "clip_range": 0.0, "prompt_mask": 1.0, "beta": -1.0},
     "disback": {"records": 0, "every": 0, "hold": 0},
     "dmd2": {"gan_weight": 0.1, "critic_steps": 0, "steps": 0, "critic_rate": 0.0, "r1": 1.0, "scale": "x"},
-    "dparallel": {"prompts": 0, "beta": -1.0, "temperature": 0.0, "block": 0, "ratio": 0.0, "lora_rank": 0},
+    "dparallel": {"prompts": 0, "beta": -1.0, "temperature": 0.0, "block": 0, "ratio": 0.0},
     "ect": {"gap": 1.0, "sharpness": -1.0, "double_every": 0, "stages": 0, "huber": -1.0},
     "f_distill": {"ratio_clip": (1.0, 0.5), "disc_weight": 0.0, "ratio_decay": 1.0, "bins": 0, "divergence": "x"},
     "flow_grpo": {"steps": 1, "noise_level": 0.0, "group_size": 1, "clip_range": 0.0, "refresh": 0},

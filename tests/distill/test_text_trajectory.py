@@ -108,5 +108,5 @@ def test_what_is_wrong_is_refused():
         Trajectory(ratio=(0.0, 1.5))
     with pytest.raises(UserError, match="needs answers with the step of each token"):
         next(Trajectory()(roles(Given(torch.zeros(4, 5), MASK)), texts(torch.zeros(2, 4, dtype=torch.int64), 0, 4)))
-    method = Trajectory(blocks=(4, 8), lora_rank=2)
+    method = Trajectory(blocks=(4, 8))
     assert build("distillers", spec_of(method)) == method
