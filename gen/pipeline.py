@@ -463,12 +463,12 @@ def load(
         raise UserError(f"{checkpoint} has no weights {chosen!r}; it has {', '.join([*labels, 'raw'])}")
     role = info["role"]
     file = f"{role}.safetensors" if chosen == "raw" else f"{role}-{chosen}.safetensors"
-    if dtype is None and isinstance(run.sampler, Decoding):
-        dtype = "file"
+    dtype = "file" if dtype is None and isinstance(run.sampler, Decoding) else dtype
     placed = (dtype, device, tensor_parallel, max_memory, allow)
-    net, device = stored_network(run, checkpoint, file, info, *placed)
-    if adapters:
-        add_adapters(net, run, chosen, folder, adapters, ties)
+    with allowing(allow):
+        net, device = stored_network(run, checkpoint, file, info, *placed)
+        if adapters:
+            add_adapters(net, run, chosen, folder, adapters, ties)
     used = computation_dtype(net)
     about: Json = {  # the fields that both kinds of pipeline have
         "name": folder.resolve().name,

@@ -1,15 +1,17 @@
-"""Beginnings of adapters at equal steps: a small model of digits learns digits whose black and white are exchanged.
+"""Beginnings and methods of adapters at equal steps: a small model learns digits whose black and white are exchanged.
 
-python scripts/adapter_starts.py [--seeds 2] [--steps 100] [--rank 4] [--folder runs/adapters] [--table adapters.json]
+python scripts/adapter_starts.py [--seeds 3] [--steps 100] [--rank 4] [--folder runs/adapters] [--table adapters.json]
 
 Every row begins with the same model; each seed draws other adapters, another order of the data and other noise. The
 loss is that of the held-out digits, exchanged, at fixed times and noise; FID that of 500 samples of 20 Euler steps,
-exchanged back, against the 360 held-out digits.
+exchanged back, against the 360 held-out digits. Beginnings learn at one rate; methods, beside the linear layers of the
+blocks and of about as many trained numbers as LoRA of that rank there, at each of three rates.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import json
 import os
@@ -24,6 +26,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from torch import nn
 
 import gen
 from gen.config.spec import Json
@@ -32,14 +35,18 @@ from gen.data.digits import Digits
 from gen.data.given import GivenData
 from gen.diffusion.noise import training_noise
 from gen.eval.reference import Reference
-from gen.training.lora import LoRA
+from gen.training.lora import LoRA, adapted
 from gen.training.objectives import Batch
 from gen.training.optim.adamw import AdamW
 from gen.training.recipes.digits import digits
 from gen.training.run import Run
 from gen.training.schedules import Constant
 
+RATE, RATES = 2e-3, (2e-3, 4e-3, 8e-3)
 STARTS = ("default", "gaussian", "orthogonal", "pissa", "olora", "eva", "lora_ga")
+METHODS = ("lora", "rslora", "dora", "lokr", "miss")
+FACTOR = {"lokr": 2}  # of halves: two factors near the square roots have too few numbers here
+BLOCKS = ("blocks.*",)  # of methods, one of which takes no rank above a layer's inputs
 DRAWS = 8  # of times and noise, of each held-out digit
 
 
@@ -92,7 +99,7 @@ def measured(run: Run, folder: Path, reference: Reference) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rank", type=int, default=4)
     parser.add_argument("--folder", type=Path, default=Path("runs/adapters"))
@@ -103,27 +110,49 @@ def main() -> None:
     data = GivenData(Exchanged("train"), test=Exchanged("test"))
     quiet = {"sample_every": 0, "validate_every": 0, "save_every": 0}
     base = replace(digits(), model=gen.load(start).denoiser.net.spec, data=data, init=str(start), steps=args.steps,
-                   optim=AdamW(lr=2e-3), schedule=Constant(), ema=(), **quiet)  # fmt: skip
-    ways = [LoRA(args.rank, init=init) for init in STARTS]
-    rows: list[Json] = [{"method": "none", "init": "", "numbers": 0, **_over([measured(base, start, reference)])}]
-    for lora in ways:
-        name = f"{lora.method}-{lora.init}"
-        found = []
-        for seed in range(args.seeds):
-            found.append(measured(replace(base, lora=lora, seed=seed), args.folder / f"{name}-{seed}", reference))
-        net = base.model.build()
-        rows.append({"method": lora.method, "init": lora.init, "numbers": _numbers(lora, net), **_over(found)})
-        print(json.dumps(rows[-1]), flush=True)
+                   schedule=Constant(), ema=(), **quiet)  # fmt: skip
+    net = base.model.build
+
+    def row(lora: LoRA, rate: float) -> Json:
+        """Return the row of adapters at a learning rate, which is also printed."""
+        name = "-".join([lora.method, lora.init, str(lora.rank), f"{rate:g}", *(["blocks"] if lora.targets else [])])
+        runs = [replace(base, lora=lora, seed=seed, optim=AdamW(lr=rate)) for seed in range(args.seeds)]
+        found = [measured(run, args.folder / f"{name}-{run.seed}", reference) for run in runs]
+        about = {"method": lora.method, "init": lora.init, "rank": lora.rank, "lr": rate}
+        done: Json = {**about, "numbers": trained_numbers(lora, net()), **_over(found)}
+        print(json.dumps(done), flush=True)
+        return done
+
+    before: Json = {"method": "none", "init": "", "numbers": 0, **_over([measured(base, start, reference)])}
+    starts = [before, *(row(LoRA(args.rank, init=init), RATE) for init in STARTS)]
+    methods = [row(lora, rate) for lora in as_large(LoRA(args.rank, targets=BLOCKS), net()) for rate in RATES]
     if args.table is not None:
         about = {"date": str(datetime.date.today()), "torch": torch.__version__, "cpu": platform.machine()}
         settings = {"seeds": args.seeds, "steps": args.steps, "rank": args.rank}
-        write_text(args.table, json.dumps({**about, **settings, "rows": rows}, indent=1) + "\n")
+        write_text(args.table, json.dumps({**about, **settings, "rows": starts, "methods": methods}, indent=1) + "\n")
 
 
-def _numbers(lora: LoRA, net: torch.nn.Module) -> int:
-    """Return how many numbers the adapters train."""
-    from gen.training.lora import adapted
+def as_large(lora: LoRA, net: nn.Module) -> list[LoRA]:
+    """Return adapters of every method, of the rank at which each trains the most nearly as many numbers as some do.
 
+    Args:
+        lora: these.
+        net: the network.
+    """
+    wanted, found = trained_numbers(lora, copy.deepcopy(net)), list[LoRA]()
+    for method in METHODS:
+        some = [replace(lora, method=method, rank=rank, factor=FACTOR.get(method)) for rank in range(1, 4 * lora.rank)]
+        found.append(min(some, key=lambda one: abs(trained_numbers(one, copy.deepcopy(net)) - wanted)))
+    return found
+
+
+def trained_numbers(lora: LoRA, net: nn.Module) -> int:
+    """Return how many numbers the adapters of a network train.
+
+    Args:
+        lora: the adapters.
+        net: the network, which gets them.
+    """
     return sum(p.numel() for p in adapted(net, lora).parameters() if p.requires_grad)
 
 

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -123,7 +124,7 @@ def mixture() -> Iterator[str]:
 
 
 def adapters() -> Iterator[str]:
-    """Yield the table of adapters at equal steps."""
+    """Yield the table of beginnings of adapters at equal steps."""
     found = load("adapters")
     cells = []
     for row in found["rows"]:
@@ -131,8 +132,30 @@ def adapters() -> Iterator[str]:
         spread = [" / ".join(f"{one:.4f}" for one in row["loss"]["seeds"])] if row["init"] else [""]
         cells.append([f"`{row['init']}`" if row["init"] else "before", *numbers, *spread])
     yield from markdown(["lora.init", "loss", "FID", "loss of each seed"], cells)
+    yield from source("adapters", _adapters_about(found))
+
+
+def adapter_methods() -> Iterator[str]:
+    """Yield the table of methods of adapters at equal steps, each at its best learning rate of those tried."""
+    found = load("adapters")
+    cells = []
+    for method in dict.fromkeys(row["method"] for row in found["methods"]):
+        rows = [row for row in found["methods"] if row["method"] == method]
+        best = min(rows, key=lambda row: row["loss"]["value"])
+        seeds = " / ".join(f"{one:.4f}" for one in best["loss"]["seeds"])
+        cells.append([f"`{method}`", f"{best['rank']}", f"{best['numbers']:,}"])
+        cells[-1] += [f"{row['loss']['value']:.4f}" for row in rows]
+        cells[-1] += [f"{best['fid']['value']:.2f} at {best['lr']:g}", seeds]
+    rates = [f"loss at {rate:g}" for rate in dict.fromkeys(row["lr"] for row in found["methods"])]
+    heads = ["lora.method", "rank", "trained", *rates, "FID at the best rate", "its loss of each seed"]
+    yield from markdown(heads, cells)
+    yield from source("adapters", _adapters_about(found))
+
+
+def _adapters_about(found: dict[str, Any]) -> str:
+    """Return on what the comparison of adapters was made."""
     about = f"{found['date']}, torch {found['torch']}, CPU ({found['cpu']}), one thread, {found['seeds']} seeds"
-    yield from source("adapters", f"{about}; made by `python scripts/adapter_starts.py`")
+    return f"{about}; made by `python scripts/adapter_starts.py`"
 
 
 def compared(name: str) -> Iterator[str]:
@@ -284,6 +307,7 @@ def block_diffusion() -> Iterator[str]:
 TABLES = (
     teachers, students, mixture, families, training, engines, operations, decoding, block_diffusion, recipes,
     adapters,
+    adapter_methods,
 )  # fmt: skip
 
 

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["first_losses"]
 
-BATCHES = 8
+BATCHES, SAMPLES = 8, 64  # of a batch at most: by what fits, but however many processes there are
 
 
 def first_losses(
-    run: Run, net: nn.Module, teacher: Denoiser | None, data: DataSet | None, micro: int, device: torch.device
+    run: Run, net: nn.Module, teacher: Denoiser | None, data: DataSet | None, device: torch.device
 ) -> Losses:
-    """Return the losses of a network, not yet adapted, on the first batches of a run: the same at every call.
+    """Return the losses of a network, not yet adapted, on the first batches of a run: the same in every process.
 
     () for a run whose adapters begin without them, and without data.
 
@@ -37,7 +37,6 @@ def first_losses(
         net: moved to the device.
         teacher: of the run, or None.
         data: the training split, or None.
-        micro: samples of a batch.
         device: of the networks.
     """
     if data is None or run.lora is None or not run.lora.reads_data:
@@ -46,6 +45,7 @@ def first_losses(
     parts = {role: part.to(device) for role, part in run.objective.roles(net.to(device), teacher).items()}
     roles: dict[str, Any] = {role: Denoiser(part, run.path, run.parameterisation) for role, part in parts.items()}
     roles |= {} if teacher is None else {"teacher": teacher}
+    micro = run.micro_batch_size or min(run.batch_size, SAMPLES)
     stream = ShuffledStream(data, run.seed, run.batch_size)
     batches = []
     for k in range(BATCHES):

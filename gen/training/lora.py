@@ -21,11 +21,13 @@ from torch import Tensor, nn
 
 from gen.config.errors import MissingDependency, UserError, nearest
 from gen.config.fields import check_fields
+from gen.training.adapter_layers import NORMS, NormalisedLoRA, normalises, row_norms, subtract_from_weight
 from gen.training.data_start import Losses, eva_directions, gradient_batches
 
 __all__ = ["LoRA", "adapted", "adapted_copy", "adapter_tensors", "by_layer", "merged", "saved_tensors"]
 
 A, B = "lora_A.default.weight", "lora_B.default.weight"
+MAGNITUDE = "lora_magnitude_vector.default.weight"
 OWN = re.compile(r"(.+)\.((?:lora|lokr|miss)_\w+\.(?:default|start)(?:\.weight)?)")  # layer, tensor of its adapter
 MOVED = ("pissa", "olora", "lora_ga")  # initialisations that begin anywhere: the network begins at W - s B0 A0
 
@@ -46,7 +48,8 @@ class LoRA:
         method: "lora"; "rslora", alpha / sqrt(rank) for alpha / rank (Kalajdzievski 2023, arXiv 2312.03732); "dora",
             the norm of each row of the weight apart from its direction (Liu et al. 2024, arXiv 2402.09353); "lokr", a
             Kronecker product (Yeh et al. 2023, arXiv 2309.14859); "miss", one matrix that blocks of inputs share, once
-            called Bone (Kang & Yin 2024, arXiv 2409.15371).
+            called Bone (Kang & Yin 2024, arXiv 2409.15371). A layer that normalises its own weight, as all of EDM2 do,
+            takes the first two: rows of W + |W_i| scale B A, which it normalises.
         init: of A and B. "default" is the method's own: for LoRA uniform A and B = 0; "gaussian", normal A and B = 0;
             "orthogonal", B A = 0 by orthogonal rows, of even rank (as peft describes it); "pissa", the largest singular
             vectors of W (Meng et al. 2024, arXiv 2404.02948); "olora", the QR decomposition of W (Büyükakyüz 2024,
@@ -54,6 +57,8 @@ class LoRA:
             B = 0 (Paischer et al. 2024, arXiv 2410.07170, without moving ranks between layers), and "lora_ga", the
             singular vectors of the gradient of W (Wang et al. 2024, arXiv 2407.05000). A layer that is too small for
             these two begins as by "default".
+        factor: of "lokr", the sides of the first, whole factor of its product where they divide those of the weight;
+            None for the sides nearest below the square roots of the weight's.
     """
 
     rank: int = 16
@@ -62,11 +67,12 @@ class LoRA:
     dropout: float = 0.0
     method: Literal["lora", "rslora", "dora", "lokr", "miss"] = "lora"
     init: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "eva", "lora_ga"] = "default"
+    factor: int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, rank="[1, 1000000]", alpha="(0, inf)", dropout="[0, 1)")
+        check_fields(self, rank="[1, 1000000]", alpha="(0, inf)", dropout="[0, 1)", factor="[2, inf)")
         own_start = self.method in ("lokr", "miss") and self.init != "default"
-        if own_start or (self.method == "dora" and self.init in MOVED):
+        if own_start:
             raise UserError(f"lora: init = {self.init!r} is not for method = {self.method!r}")
         if self.init == "orthogonal" and self.rank % 2:
             raise UserError(f"lora: init = 'orthogonal' with rank = {self.rank}; allowed: an even rank")
@@ -74,6 +80,8 @@ class LoRA:
             raise UserError("lora: method = 'miss' has no alpha: leave it out")
         if self.method == "lokr" and self.dropout:
             raise UserError("lora: method = 'lokr' has no dropout: leave it out")
+        if self.method != "lokr" and self.factor is not None:
+            raise UserError(f"lora: method = {self.method!r} has no factor, which is of 'lokr': leave it out")
 
     @property
     def scale(self) -> float:
@@ -90,8 +98,12 @@ class LoRA:
         Raises:
             UserError: if there are none, or none for one of the targets.
         """
-        of = {name: module for name, module in net.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))}
-        linear = [name for name, module in of.items() if isinstance(module, nn.Linear)]
+        of = {
+            name: module
+            for name, module in net.named_modules()
+            if isinstance(module, (nn.Linear, nn.Conv2d)) or normalises(module)
+        }
+        linear = [name for name, module in of.items() if _is_linear(module)]
         if not of:
             raise UserError(f"lora: {type(net).__name__} has no linear layers and no plain convolutions to adapt")
         if not self.targets:
@@ -122,6 +134,26 @@ class LoRA:
         out, inner = layer.weight.shape
         return inner > self.rank if self.init == "eva" else min(out, inner) >= 2 * self.rank
 
+    def check_layers(self, layers: Mapping[str, Any]) -> None:
+        """Raise UserError for layers that cannot have such an adapter.
+
+        Args:
+            layers: by name.
+        """
+        own = [name for name, layer in layers.items() if normalises(layer)]
+        plain = self.method in ("lora", "rslora") and self.init in ("default", "gaussian") and not self.dropout
+        if own and (len(own) < len(layers) or not plain):
+            raise UserError(f"lora: {own[0]} normalises its own weight; allowed there: method lora or rslora, init "
+                            "default or gaussian, no dropout, and no layers of other kinds beside it")  # fmt: skip
+        narrow = next((name for name, layer in layers.items() if self._is_narrow(layer)), None)
+        if narrow is not None:
+            raise UserError(f"lora: method = 'miss' with rank = {self.rank}, and {narrow} has fewer inputs; allowed: a "
+                            f"rank up to {layers[narrow].in_features}, or targets without it")  # fmt: skip
+
+    def _is_narrow(self, layer: Any) -> bool:
+        """Return whether a layer has fewer inputs than "miss" needs."""
+        return self.method == "miss" and layer.in_features < self.rank
+
     def config(self, names: list[str], **changes: Any) -> Any:
         """Return peft's configuration of the adapters of some layers; MissingDependency without peft.
 
@@ -137,15 +169,16 @@ class LoRA:
         if self.method == "miss":
             return MissConfig(r=self.rank, miss_dropout=self.dropout, target_modules=names)
         if self.method == "lokr":
-            return LoKrConfig(r=self.rank, alpha=alpha, target_modules=names)
+            return LoKrConfig(r=self.rank, alpha=alpha, target_modules=names, decompose_factor=self.factor or -1)
         init: Any = True if self.init == "default" else self.init
         given: dict[str, Any] = {
             "lora_alpha": alpha,
             "lora_dropout": self.dropout,
             "init_lora_weights": init,
+            "use_rslora": self.method == "rslora",
+            "use_dora": self.method == "dora",
             **changes,
         }
-        given |= {"use_rslora": self.method == "rslora", "use_dora": self.method == "dora"}
         if given["init_lora_weights"] == "eva":
             given["eva_config"] = EvaConfig(rho=1.0)
         elif given["init_lora_weights"] == "lora_ga":
@@ -178,44 +211,66 @@ def adapted(given: nn.Module, lora: LoRA | None, losses: Losses = ()) -> nn.Modu
         raise UserError(f"lora: the network has adapters already ({', '.join(dict.fromkeys(others))}): add them to its "
                         "weights first, pipe.fuse_lora() and pipe.unload_lora_weights(), or unload them")  # fmt: skip
     names = lora.layers(given)
+    layers = {name: given.get_submodule(name) for name in names}
+    lora.check_layers(layers)
     config = lora.config(names)
+    net: Any = given
+    if normalises(layers[names[0]]):
+        net.requires_grad_(False)
+        for name, layer in layers.items():
+            net.set_submodule(name, NormalisedLoRA(layer, lora.rank, lora.scale, lora.init == "gaussian"))
+    else:
+        _inject(net, lora, config, layers, losses)
+    for name, parameter in net.named_parameters():
+        if OWN.fullmatch(name):  # 16 bits would round small updates away
+            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
+    net.adapted = True  # gen.training.state stores its adapters alone
+    return given
+
+
+def _inject(net: Any, lora: LoRA, config: Any, layers: Mapping[str, Any], losses: Losses) -> None:
+    """Give layers of a network, by name, their adapters."""
     from peft import inject_adapter_in_model
 
-    layers = {name: given.get_submodule(name) for name in names}
     directions: dict[str, Tensor] = {}
     if losses:
         fit = [name for name, layer in layers.items() if lora.fits(layer)]
         if lora.init == "eva":
-            directions = eva_directions(given, lora.config(fit), losses)
+            directions = eva_directions(net, lora.config(fit), losses)
         else:
-            gradient_batches(given, lora.config(fit), losses)
+            gradient_batches(net, lora.config(fit), losses)
     weights: dict[str, Any] = {name: layer.weight.data for name, layer in layers.items()} if lora.init in MOVED else {}
     for name, weight in weights.items():  # others may share it, and peft changes it
         layers[name].weight.data = weight.clone()
-    net: Any = inject_adapter_in_model(config, given.requires_grad_(False))
+    inject_adapter_in_model(config, net.requires_grad_(False))
     for name, weight in weights.items():
         layers[name].weight.data = weight
     for name, rows in directions.items():
         net.get_submodule(name).lora_A["default"].weight.data.copy_(rows)
     if weights:
-        _subtract_start(net, lora, names)
-    for name, parameter in net.named_parameters():
-        if OWN.fullmatch(name):  # 16 bits would round small updates away
-            parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
-    net.adapted = True  # gen.training.state stores its adapters alone
-    return net
+        _subtract_start(net, lora, list(layers))
 
 
 def _subtract_start(net: Any, lora: LoRA, names: list[str]) -> None:
-    """Add the frozen adapter "start", which takes off what the adapter "default" begins with."""
-    alpha = -float(lora.rank if lora.alpha is None else lora.alpha)
-    config = lora.config(names, lora_dropout=0.0, init_lora_weights=True)
+    """Keep as the frozen adapter "start" what the adapter "default" begins with, and take it off.
+
+    It is one more adapter of alpha < 0; for DoRA, whose norms are those of the sum, the weight reads as less of it.
+    """
+    own, dora = float(lora.rank if lora.alpha is None else lora.alpha), lora.method == "dora"
+    config = lora.config(names, lora_dropout=0.0, init_lora_weights=True, use_dora=False)
     for name in names:
         layer = net.get_submodule(name)
-        layer.update_layer("start", lora.rank, lora_alpha=alpha, config=config)
-        layer.set_adapter(["default", "start"])
+        layer.update_layer("start", lora.rank, lora_alpha=-own, config=config)
+        layer.set_adapter(["default"] if dora else ["default", "start"])
         for part in (layer.lora_A, layer.lora_B):
             part["start"].weight = nn.Parameter(part["default"].weight.detach().clone(), requires_grad=False)
+        if dora:
+            subtract_from_weight(layer, lora.scale)
+
+
+def _is_linear(layer: Any) -> bool:
+    """Return whether a layer is a linear map of channels; of those that normalise their weight also a 1 x 1 kernel."""
+    return isinstance(layer, nn.Linear) or (normalises(layer) and layer.weight[0].numel() == layer.weight.shape[1])
 
 
 def adapted_copy(net: nn.Module) -> nn.Module:
@@ -303,17 +358,22 @@ def saved_tensors(adapters: Mapping[str, Tensor], lora: LoRA) -> dict[str, Tenso
             up = torch.cat([up, -lora.scale * parts[B.replace("default", "start")]], 1)
         out |= {f"{name}.lora_A.weight": down.contiguous(), f"{name}.lora_B.weight": up.contiguous()}
         if lora.method == "dora":
-            out[f"{name}.lora_magnitude_vector.weight"] = parts["lora_magnitude_vector.default.weight"].contiguous()
+            out[f"{name}.lora_magnitude_vector.weight"] = parts[MAGNITUDE].contiguous()
     return out
 
 
 def _with_adapter(weight: Tensor, parts: Mapping[str, Tensor], lora: LoRA) -> Tensor:
     """Return the weight of one layer with its adapter added in."""
-    if lora.method in ("lora", "rslora"):
+    if lora.method in ("lora", "rslora", "dora"):
         delta = lora.scale * parts[B].flatten(1) @ parts[A].flatten(1)
         if lora.init in MOVED:
             delta = delta - lora.scale * parts[B.replace("default", "start")] @ parts[A.replace("default", "start")]
-        return weight + delta.view_as(weight)
+        if NORMS in parts:
+            delta = parts[NORMS][:, None] * delta
+        whole = weight + delta.view_as(weight)
+        if lora.method == "dora":
+            whole = whole * (parts[MAGNITUDE].flatten() / row_norms(whole)).view(-1, *[1] * (weight.ndim - 1))
+        return whole
     from peft import inject_adapter_in_model
 
     out, inner, *kernel = weight.shape

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gen.config import checkpoints
 from gen.config.errors import UserError, shown
+from gen.config.trust import allowing
 from gen.config.writing import Lock
 from gen.training.lora import by_layer, merged
 from gen.training.run import Run, run_from, run_spec
@@ -131,13 +132,14 @@ def merge_adapters(
     base, out = Path(base), Path(out)
     if out.exists():
         raise UserError(f"{out} exists already: choose another folder")
-    pipeline = load(base, allow=allow)
-    net = pipeline.denoiser.net if hasattr(pipeline, "denoiser") else pipeline.net
-    info, checkpoint = checkpoints.manifest_of(base), checkpoints.locate(base)
-    files = {f"{info['role']}.safetensors": with_adapters(net.state_dict(), base, adapters, ties)}
-    others = {name: (checkpoint / name).read_bytes() for name in info["files"] if not name.endswith(".safetensors")}
-    rest = {key: value for key, value in info.items() if key not in ("format", "files", "sha256", "val_loss")}
-    run = replace(run_from(info["run"], base), ema=(), lora=None)
+    with allowing(allow):
+        pipeline = load(base, allow=allow)
+        net = pipeline.denoiser.net if hasattr(pipeline, "denoiser") else pipeline.net
+        info, checkpoint = checkpoints.manifest_of(base), checkpoints.locate(base)
+        files = {f"{info['role']}.safetensors": with_adapters(net.state_dict(), base, adapters, ties)}
+        others = {name: (checkpoint / name).read_bytes() for name in info["files"] if not name.endswith(".safetensors")}
+        rest = {key: value for key, value in info.items() if key not in ("format", "files", "sha256", "val_loss")}
+        run = replace(run_from(info["run"], base), ema=(), lora=None)
     used = {"base": str(base), "adapters": [[str(folder), factor] for folder, factor in adapters], "ties": ties}
     with Lock(out.with_name(f".lock-{out.name}"), out):
         checkpoints.write(out, files, {**rest, "run": run_spec(run), "val_loss": None, "merged": used}, others)

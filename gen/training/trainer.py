@@ -168,7 +168,7 @@ class Trainer:
         if parent_hash(run) != self.parent:
             raise UserError(f"{run.teacher or run.init} changed while it was read: run this again")
         source = None if self.start.checkpoint else self.data  # a resumed run's adapters lie in the checkpoint
-        state.enable_blocks(run, net, first_losses(run, net, self.teacher, source, self.micro, self.device))
+        state.enable_blocks(run, net, first_losses(run, net, self.teacher, source, self.device))
         roles = self.objective.roles(net, self.teacher)
         return {role: net.to(self.device).train() for role, net in roles.items()}
 

@@ -100,7 +100,10 @@ class MPConv(nn.Module):
 
     gain: factor on the weights. The gradient is that of the normalised weights (eq. 47);
     `normalise_weights` keeps the stored ones normalised too.
+    normalised: for adapters, see gen.training.adapter_layers.
     """
+
+    normalised = True
 
     def __init__(self, width: int, out: int, *kernel: int):
         super().__init__()
@@ -124,7 +127,7 @@ def normalise_weights(net: nn.Module) -> None:
         net: changed in place.
     """
     for layer in net.modules():
-        if isinstance(layer, MPConv):
+        if isinstance(layer, MPConv) and layer.weight.requires_grad:  # frozen ones are those that adapters belong to
             w = layer.weight.data
             size = magnitude(w)  # [out, 1, ...]
             kept = ((size - 1).abs() <= DRIFT) | (size == 0)

@@ -20,7 +20,7 @@ from gen.training.distributed import full_tensor, meta_copy, shard, unshard
 from gen.training.shards import Shards, from_rows, rows_of
 from gen.training.state import enable
 from gen.training.trainer import train
-from tests.gen.training.test_processes import small, trainings
+from tests.gen.training.test_processes import ADAPTERS, small, trainings, ways
 from tests.models.test_families import FAMILIES, digits, inputs, random_net
 
 REFUSED = {
@@ -107,9 +107,13 @@ def commanded():
 def trained():
     """Whatever tests.gen.training.test_processes changes, trained by all processes, replicated and in parts."""
     as_launched()
-    for name, given in trainings().items():
-        for in_parts in (False, True):
-            train(small(**given, shard=in_parts), Path(os.environ["FOLDER"]) / f"{name} {in_parts}", quiet=True)
+    folder = Path(os.environ["FOLDER"])
+    for name, given in trainings(folder).items():
+        for in_parts in ways(name):
+            train(small(**given, shard=in_parts), folder / f"{name} {in_parts}", quiet=True)
+    for name in ADAPTERS:
+        run, half = small(**trainings(folder)[name], shard=True), folder / f"{name} True/checkpoints/step-0000003"
+        train(run, folder / f"{name} again", resume=str(half), quiet=True)
     return {"done": torch.tensor(True)}
 
 

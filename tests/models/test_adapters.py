@@ -1,14 +1,18 @@
 """The laws of adapters, over every family of denoisers, every method and every initialisation."""
 
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
 from gen.config.errors import UserError
 from gen.diffusion.net import members
-from gen.training.lora import OWN, LoRA, adapted, adapter_tensors, merged
+from gen.models.layers.magnitude import MPConv, normalise_weights
+from gen.training.lora import OWN, LoRA, adapted, adapter_tensors, merged, saved_tensors
+from gen.training.optim import parameter_groups
 from tests.models.test_families import FAMILIES, digits, inputs, random_net
 
 WAYS = {
@@ -22,7 +26,12 @@ WAYS = {
     "rslora": LoRA(4, 2.0, method="rslora"),
     "rslora, pissa": LoRA(4, 2.0, method="rslora", init="pissa"),
     "dora": LoRA(2, method="dora"),
+    "dora, pissa": LoRA(2, 3.0, method="dora", init="pissa"),
+    "dora, olora": LoRA(2, 3.0, method="dora", init="olora"),
+    "dora, lora_ga": LoRA(2, method="dora", init="lora_ga"),
+    "dora, eva": LoRA(2, method="dora", init="eva"),
     "lokr": LoRA(2, method="lokr"),
+    "lokr, factor": LoRA(2, method="lokr", factor=2),
     "miss": LoRA(2, method="miss"),
 }
 
@@ -49,12 +58,17 @@ def check(name, lora):
     assert trained.keys() <= stored.keys() and all(".default" in key for key in trained)
     moved = {key for key, p in net.named_parameters() if p.grad is not None and p.grad.any()}
     assert moved == {key for key in trained if OWN.fullmatch(key)[1] + ".weight" in reached}
-    frozen = {key.replace(".base_layer.", "."): p for key, p in net.state_dict().items() if key not in stored}
+    frozen = {plain_name(key): p for key, p in net.state_dict().items() if key not in stored}
     assert all(torch.equal(p, base[key]) for key, p in frozen.items())
     plain.load_state_dict(merged(base, stored, lora))
     with torch.no_grad():
         torch.testing.assert_close(plain(x, t, cond), out.detach(), rtol=2e-3, atol=2e-4)
         assert not torch.allclose(net(x, t, cond), spec_out(base, plain, x, t, cond), rtol=1e-2, atol=1e-3)
+
+
+def plain_name(key):
+    """Of a weight beside which an adapter stands."""
+    return key.replace(".base_layer.", ".").replace(".parametrizations.weight.original", ".weight")
 
 
 def losses(net, lora):
@@ -74,10 +88,6 @@ def spec_out(base, net, x, t, cond):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_takes_adapters(name):
-    if name == "edm2":  # whose every layer normalises its own weights
-        with pytest.raises(UserError, match="EDM2Net has no linear layers and no plain convolutions to adapt"):
-            adapted(digits(name).build(), LoRA(2))
-        return
     check(name, LoRA(2))
 
 
@@ -145,17 +155,84 @@ def test_targets_are_patterns_of_names():
     ("given", "said"),
     [
         ({"method": "miss", "init": "pissa"}, "init = 'pissa' is not for method = 'miss'"),
-        ({"method": "dora", "init": "olora"}, "init = 'olora' is not for method = 'dora'"),
+        ({"factor": 2}, "method = 'lora' has no factor"),
         ({"rank": 3, "init": "orthogonal"}, "rank = 3; allowed: an even rank"),
         ({"method": "miss", "alpha": 2.0}, "'miss' has no alpha"),
         ({"method": "lokr", "dropout": 0.1}, "'lokr' has no dropout"),
-        ({"method": "dora", "init": "lora_ga"}, "init = 'lora_ga' is not for method = 'dora'"),
         ({"init": "eva_"}, "init"),
     ],
 )
 def test_what_does_not_go_together_is_refused(given, said):
     with pytest.raises(UserError, match=said):
         LoRA(**given)
+
+
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+@pytest.mark.parametrize("method", ["lora", "rslora", "dora"])
+def test_moved_weights_compute_what_peft_computes(method, init):
+    """Theirs stand beside the weight W - s B0 A0, ours beside W; trained, merged and as stored for diffusers."""
+    torch.manual_seed(0)
+    lora, weight, x = LoRA(3, 5.0, method=method, init=init), torch.randn(6, 7), torch.randn(4, 7).double()
+    ours, theirs = (nn.Sequential(nn.Linear(7, 6)) for _ in range(2))
+    for net in (ours, theirs):
+        net[0].weight.data, net[0].bias.data = weight.clone(), torch.ones(6)
+    adapted(ours, lora).double()
+    inject_adapter_in_model(lora.config(["0"]), theirs)
+    begun = [getattr(theirs.double()[0], f"lora_{k}")["default"].weight.data for k in "AB"]
+    theirs[0].base_layer.weight.data = weight.double() - lora.scale * begun[1] @ begun[0]  # rounded to float32 before
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if ".default" in name:
+                parameter.add_(0.3 * torch.randn_like(parameter))
+                ours.get_parameter(name).copy_(parameter)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-12, atol=1e-12)
+    own = adapter_tensors(ours.state_dict())
+    whole = nn.Linear(7, 6).double()
+    whole.weight.data, whole.bias.data = merged({"0.weight": weight.double()}, own, lora)["0.weight"], ours[0].bias
+    torch.testing.assert_close(whole(x), theirs(x), rtol=1e-12, atol=1e-12)
+    stored = saved_tensors(own, lora)
+    there = nn.Sequential(nn.Linear(7, 6)).double()
+    there[0].weight.data, there[0].bias.data = weight.double(), ours[0].bias.data
+    plain = LoraConfig(r=6, lora_alpha=6, use_dora=method == "dora", target_modules=["0"])
+    inject_adapter_in_model(plain, there).double()
+    there.load_state_dict({key.replace(".weight", ".default.weight"): value for key, value in stored.items()}, False)
+    torch.testing.assert_close(there(x), theirs(x), rtol=1e-12, atol=1e-12)
+
+
+def test_layers_that_normalise_their_weight_stay_normalised():
+    """EDM2: the direction of each row is that of W + |W| s B A, whatever W's own lengths are, which stay."""
+    torch.manual_seed(0)
+    net = MPConv(5, 4, 3, 3).double()
+    net.weight.data *= torch.tensor([0.3, 1.0, 2.0, 0.9]).view(-1, 1, 1, 1)
+    weight, x, lora = net.weight.data.clone(), torch.randn(2, 5, 6, 6).double(), LoRA(2, 3.0, targets=("*",))
+    model = nn.Sequential(net)
+    plain = model(x)
+    adapted(model, lora)
+    assert torch.equal(model(x), plain)
+    with torch.no_grad():
+        for p in (p for p in model.parameters() if p.requires_grad):
+            p.add_(0.1 * torch.randn_like(p))
+        normalise_weights(model)
+    assert torch.equal(net.weight, weight)
+    a, b = (getattr(model[0], f"lora_{k}")["default"].weight.double() for k in "AB")
+    unit = weight / weight.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    rows = unit + lora.scale * (b @ a).view_as(unit)
+    rows = rows / rows.flatten(1).norm(dim=1).view(-1, 1, 1, 1)  # DoRA with norms of 1
+    wanted = nn.functional.conv2d(x, rows, padding=1)
+    torch.testing.assert_close(model(x), wanted, rtol=5e-4, atol=1e-6)  # MPConv adds 1e-4 to lengths of 1
+    for given, said in (
+        (LoRA(method="dora"), "allowed there: method lora or rslora"),
+        (LoRA(dropout=0.1), "no dropout"),
+    ):
+        with pytest.raises(UserError, match=said):
+            adapted(digits("edm2").build(), given)
+
+
+def test_adapters_learn_at_the_run_s_own_rate():
+    """Not at EDM2's, whose weights are of magnitude 1, nor at that of muP's matrices."""
+    for spec in (digits("edm2"), replace(digits("dit"), mup_base=16)):
+        (group,) = parameter_groups(adapted(spec.build(), LoRA(2)))
+        assert group["scale"] == 1.0
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -62,10 +62,11 @@ def parameter_groups(net: nn.Module, rate: float = 1.0) -> list[Json]:
     """Return the trained parameters grouped by learning rate, as {"params": [...], "scale": factor}.
 
     Args:
-        net: its optional lr_scales() names parameters with a factor of their own (muP), see gen.diffusion.net.
+        net: its optional lr_scales() names parameters with a factor of their own (muP), see gen.diffusion.net; adapters
+            have none.
         rate: a factor on all of them.
     """
-    scales = members(net).lr_scales()
+    scales = {} if getattr(net, "adapted", False) else members(net).lr_scales()
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in net.named_parameters():
         if parameter.requires_grad:

@@ -13,6 +13,7 @@ from gen.cli import main
 from gen.config import checkpoints
 from gen.config.errors import MissingDependency, UserError
 from gen.config.spec import override
+from gen.config.trust import allowing
 from gen.data.lists import Lists
 from gen.training.lora import LoRA, adapted
 from gen.training.merging import merge_adapters
@@ -21,6 +22,7 @@ from gen.training.run import run_from, run_spec
 from gen.training.trainer import Trainer, train
 from tests.distill.texts import tiny_text
 from tests.gen.tiny import tiny
+from tests.models.test_families import inputs
 
 DATA = Lists(("copy", "sort"), low=2, high=3, items=5, n=400)
 
@@ -77,6 +79,7 @@ def test_what_the_trainer_computes_is_what_is_loaded(lora, base, tmp_path):
 
 RESUMED = [
     LoRA(2, dropout=0.2),
+    LoRA(2, 3.0, method="dora", init="pissa"),
     LoRA(2, method="dora"),
     *(LoRA(2, init=init, targets=("attn.*",)) for init in ("pissa", "eva", "lora_ga")),
 ]
@@ -102,26 +105,53 @@ def test_adapters_go_on_from_adapters_and_into_new_weights(base, tmp_path):
 
 
 def test_pictures_too(tmp_path):
-    teacher = train(tiny(steps=2), tmp_path / "base", quiet=True).folder
+    outer = {"name": "tests.contracts.my_optimiser:SGD", "lr": 1e-3}  # in the base alone, and allowed for it
+    teacher = train(tiny(steps=2, optim=outer), tmp_path / "base", quiet=True).folder
     lora = LoRA(2, init="lora_ga")
-    done = train(tiny(steps=3, init=str(teacher), lora=lora), tmp_path / "run", quiet=True)
-    again = train(tiny(steps=3, init=str(teacher), lora=lora), tmp_path / "again", quiet=True)
+    with allowing(["tests"]):
+        done, again = (
+            train(tiny(steps=3, init=str(teacher), lora=lora), tmp_path / name, quiet=True) for name in ("run", "again")
+        )
     assert checkpoints.read(done.folder / "final")["files"] == checkpoints.read(again.folder / "final")["files"]
-    a, b = (gen.load(folder).denoiser.net.state_dict() for folder in (teacher, done.folder))
+    a, b = (gen.load(folder, allow=["tests"]).denoiser.net.state_dict() for folder in (teacher, done.folder))
+    with pytest.raises(UserError, match="allow it with --allow tests"):
+        gen.load(done.folder)
     moved = [name for name in a if not torch.equal(a[name], b[name])]
     assert moved and all(a[name].ndim == 2 for name in moved)
-    assert done.pipeline().sample(2).x.isfinite().all()
+    assert gen.load(done.folder, allow=["tests"]).sample(2).x.isfinite().all()
     others = override(tiny(steps=1, init=str(teacher), lora=LoRA(2)), {"model.classes": 12})
-    with pytest.raises(UserError, match=r"lora: .* has 10 classes and this run 12: adapters change no labels"):
+    with (
+        allowing(["tests"]),
+        pytest.raises(UserError, match=r"lora: .* has 10 classes and this run 12: adapters change no labels"),
+    ):
         load_init(others, others.model.build())
+
+
+def test_edm2_too(tmp_path):
+    """Its weights stay as they are, though all passes of training normalise those that are trained."""
+    spec = {"name": "edm2", "preset": "digits", "width": 4, "multipliers": [5], "attention": [], "uncertainty": 0}
+    teacher = train(tiny(steps=2, model=spec), tmp_path / "base", quiet=True).folder
+    run = tiny(steps=3, model=spec, init=str(teacher), lora=LoRA(2, targets=("*conv*",)), ema=())
+    trainer = Trainer(run, tmp_path / "run", "never", "test", True)
+    begun = {key: p.clone() for key, p in trainer.nets["net"].state_dict().items() if "base_layer" in key}
+    for batch in trainer._batches():
+        trainer.step(batch)
+    trainer._open()
+    trainer._finish()
+    trainer.output.close()
+    net = trainer.nets["net"].eval()
+    assert begun and all(torch.equal(net.state_dict()[key], p) for key, p in begun.items())
+    x, t, cond = inputs(net, dtype=torch.float32)
+    with torch.no_grad():
+        loaded, first = (gen.load(folder).denoiser.net for folder in (tmp_path / "run", teacher))
+        torch.testing.assert_close(loaded(x, t, cond), net(x, t, cond), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(first(x, t, cond), net(x, t, cond), rtol=1e-3)
 
 
 def test_what_does_not_go_together_is_refused_in_one_line(base, tmp_path, monkeypatch):
     run = adapting(base)
     with pytest.raises(UserError, match=r"Run: lora with no init, whose weights adapters belong to"):
         dataclasses.replace(run, init=None)
-    with pytest.raises(UserError, match=r"Run: lora with shard = true"):
-        dataclasses.replace(run, shard=True)
     with pytest.raises(
         UserError, match=r"lora.targets: no linear layer or convolution is called 'query'. Allowed: blocks.0"
     ):

@@ -20,6 +20,7 @@ from gen.config.spec import override
 from gen.distillers.consistency import Consistency
 from gen.training.distributed import device_mesh
 from gen.training.log import ProgressBar, read_metrics
+from gen.training.lora import OWN, LoRA
 from gen.training.recipes.lists import lists
 from gen.training.run import run_spec
 from gen.training.trainer import Trainer, train
@@ -117,21 +118,43 @@ CHANGES = {
 CLOSE = {"adam": 2e-5, "bfloat16": 1e-3}
 
 
-def trainings():
+ADAPTERS = {
+    "adapters": LoRA(2, method="dora", init="pissa"),
+    "adapters by data": LoRA(2, init="lora_ga"),
+    "kronecker": LoRA(2, method="lokr"),
+}
+
+
+def ways(name):
+    """Replicated and in parts; adapters but in parts, of which those by data say the most."""
+    return (True,) if name in ("adapters", "kronecker") else (False, True)
+
+
+def trainings(folder):
     """Fields of runs by name; the target of "roles" has no optimiser, for its objective moves it."""
     method = Consistency(velocity="data")
-    return CHANGES | {"roles": {"objective": method, "sampler": method.sampler, "sample_every": 0}}
+    loras = {name: {"init": f"{folder}/base", "lora": lora} for name, lora in ADAPTERS.items()}
+    return CHANGES | {"roles": {"objective": method, "sampler": method.sampler, "sample_every": 0}} | loras
 
 
 @pytest.mark.slow
 def test_two_processes_train_as_one_whatever_is_changed_replicated_and_in_parts(tmp_path):
     """One start of processes for all: each costs more than what they train."""
+    train(small(), tmp_path / "base", quiet=True)
     assert all(rank["done"] for rank in spread("tests.gen.parts:trained", 2, tmp_path, 600, FOLDER=str(tmp_path)))
-    for name, given in trainings().items():
+    for name, given in trainings(tmp_path).items():
         train(small(**given | {"micro_batch_size": None}), tmp_path / name, quiet=True)
-        for shard in (False, True):
+        for shard in ways(name):
             far = apart(tmp_path / name / "final", tmp_path / f"{name} {shard}/final")
             assert far < CLOSE.get(name, 1e-6), (name, shard)
+    for name in ADAPTERS:  # which checkpoints hold alone, and from which training goes on to the bit
+        final = checkpoints.read(tmp_path / f"{name} True/final")
+        assert checkpoints.read(tmp_path / f"{name} again/final")["files"] == final["files"]
+        assert all(
+            OWN.fullmatch(key)
+            for key in checkpoints.read_tensors(tmp_path / f"{name} True/final", "net.safetensors", final)
+        )
+        assert load(tmp_path / f"{name} True", allow=["tests"]).sample(2, steps=2).x.isfinite().all()
 
 
 SHARDS = {
