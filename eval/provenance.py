@@ -94,7 +94,7 @@ def _brief(thing: Any, strength: bool = False) -> Any:
 
 
 def checkpoint(pipeline: object) -> Json | None:
-    """Return step, role, sha256 and weights of the checkpoint that a pipeline was loaded from, if it was.
+    """Return step, role, sha256, weights and added adapters of the checkpoint that a pipeline was loaded from, or None.
 
     Args:
         pipeline: Pipeline, TextPipeline, or anything.
@@ -103,7 +103,7 @@ def checkpoint(pipeline: object) -> Json | None:
     if info is None:
         return None
     weights = {"weights": getattr(pipeline, "weights", "raw")}
-    return {key: info[key] for key in ("step", "role", "sha256") if key in info} | weights
+    return {key: info[key] for key in ("step", "role", "sha256", "adapters") if key in info} | weights
 
 
 def command(
@@ -156,7 +156,7 @@ def _placed(value: object) -> object:
 def loading_options(pipeline: Pipeline) -> Json:
     """Return how a pipeline was loaded, where gen.load by itself does not do so.
 
-    Other weights, an engine, a dtype, a device, and the packages that it was allowed to follow, a list.
+    Other weights, adapters, an engine, a dtype, a device, and the packages that it was allowed to follow, a list.
 
     Args:
         pipeline: that gen.load returned.
@@ -172,6 +172,9 @@ def loading_options(pipeline: Pipeline) -> Json:
     reads = {} if encoder is None else {"text_encoder": json.dumps(anchored(spec_of(encoder)))}
     own = None if getattr(pipeline, "decoder", None) is None else pipeline.decoder.identity().get("call")
     reads |= {"call": json.dumps(own)} if own else {}
+    added = (pipeline.info or {}).get("adapters", {})
+    runs = [f"{Path(run['folder']).absolute()}={run['factor']!r}" for run in added.get("runs", ())]
+    reads |= ({"adapters": runs} if runs else {}) | ({} if added.get("ties") is None else {"ties": added["ties"]})
     return weights | engine | dtype | device | reads | ({"allow": packages} if packages else {})
 
 

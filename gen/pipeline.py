@@ -36,7 +36,7 @@ from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline, engine_of
 from gen.training.buckets import check_size
 from gen.training.log import ProgressBar
-from gen.training.merging import add_adapters
+from gen.training.merging import adapter_label, add_adapters
 from gen.training.run import Sampler, run_from
 from gen.training.stored_network import stored_network
 
@@ -468,10 +468,10 @@ def load(
     with allowing(allow):
         net, device = stored_network(run, checkpoint, file, info, *placed)
         if adapters:
-            add_adapters(net, run, chosen, folder, adapters, ties)
+            info = {**info, "adapters": add_adapters(net, run, chosen, folder, adapters, ties)}
     used = computation_dtype(net)
     about: Json = {  # the fields that both kinds of pipeline have
-        "name": folder.resolve().name,
+        "name": " + ".join([folder.resolve().name, *map(adapter_label, info.get("adapters", {}).get("runs", ()))]),
         "params": sum(p.numel() for p in net.parameters()),
         "device": device,
         "folder": folder,

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gen.cli.lib.adapters import add_adapter_options, given_adapters
 from gen.cli.lib.options import add_option, add_options, parse_spec, read_as, read_spec
 from gen.cli.lib.terminal import exact_output
 from gen.config.errors import UserError
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_options(parser, seed=0, batch_size=64, weights=None, device="cpu")
     about = "packed, or a JSON spec; its keys as --engine.KEY: faster, and rounded otherwise"
     parser.add_argument("--engine", type=read_spec, help=about)
+    add_adapter_options(parser)
     parser.add_argument("--tensor-parallel", type=int, help="share the model out over so many processes of torchrun")
     parser.add_argument("--max-memory", help=MEMORY)
     parser.add_argument("--stream", action="store_true", help="show every step of one prompt; · is a mask")
@@ -161,7 +163,8 @@ def _pipeline(args: argparse.Namespace) -> TextPipeline:
     if args.engine is not None and (args.tensor_parallel is not None or args.max_memory is not None):
         raise UserError("--engine prepares a model on one device: give it without --tensor-parallel and --max-memory")
     memory = None if args.max_memory is None else parse_json(args.max_memory, "--max-memory")
-    loaded = load(args.run, args.weights, args.device, tensor_parallel=args.tensor_parallel, max_memory=memory)
+    placed = {"tensor_parallel": args.tensor_parallel, "max_memory": memory}
+    loaded = load(args.run, args.weights, args.device, **placed, **given_adapters(args))
     pipeline: TextPipeline = dataclasses.replace(loaded, decoding=args.settings)
     return pipeline if args.engine is None else pipeline.prepared(args.engine)
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gen.cli.lib.adapters import add_adapter_options
 from gen.cli.lib.diffusers import is_pipeline
 from gen.cli.lib.options import add_option, parse_part, read_spec
 from gen.cli.sample import (
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampler_options(parser)
     add_size_option(parser)
     add_autoencoder_option(parser)
+    add_adapter_options(parser)
 
 
 def add_feature_options(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +126,8 @@ def _run(args: argparse.Namespace) -> int:
     drawn = is_run(args.run)
     if drawn and args.size is not None and not is_pipeline(args):
         raise UserError("--size is for pipelines of diffusers: a run is judged at its own size")
+    if drawn and args.adapters and is_pipeline(args):
+        raise UserError("--adapters are of runs here: gen sample takes those of a pipeline, and its samples are judged")
     samples = loaded(args) if drawn else args.run
     sampler = sampler_options(args, samples) if drawn else _no_sampler(args)
     options: Json = {

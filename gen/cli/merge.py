@@ -8,36 +8,23 @@ from __future__ import annotations
 
 import argparse
 
+from gen.cli.lib.adapters import add_adapter_options, given_adapters
 from gen.cli.lib.options import add_option
-from gen.config.errors import UserError
 
 __all__ = ["add_arguments", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(parser, "run", help="the folder of the model that the adapters belong to")
-    given = "folders of runs with adapters, each with =FACTOR (default: 1)"
-    parser.add_argument("--adapters", nargs="+", required=True, metavar="RUN", help=given)
-    kept = "merge by TIES, which keeps this share of each run's largest changes (default: add them up)"
-    parser.add_argument("--ties", type=float, help=kept)
+    add_adapter_options(parser, required=True)
     add_option(parser, "out", help="the folder to write", required=True)
 
 
 def run(args: argparse.Namespace) -> int:
     from gen.training.merging import merge_adapters
 
-    pairs = [_pair(text) for text in args.adapters]
-    folder = merge_adapters(args.run, pairs, args.out, ties=args.ties)
-    print(f"{folder}: {args.run} with the adapters of {', '.join(f'{name} ({factor:g})' for name, factor in pairs)}")
+    given = given_adapters(args)
+    folder = merge_adapters(args.run, out=args.out, **given)
+    named = ", ".join(f"{name} ({factor:g})" for name, factor in given["adapters"])
+    print(f"{folder}: {args.run} with the adapters of {named}")
     return 0
-
-
-def _pair(text: str) -> tuple[str, float]:
-    """Return a run's folder and its factor."""
-    folder, equals, factor = text.rpartition("=")
-    if not equals:
-        return text, 1.0
-    try:
-        return folder, float(factor)
-    except ValueError:
-        raise UserError(f"--adapters {text}: {factor!r} is no number; allowed: RUN or RUN=FACTOR") from None

@@ -2,6 +2,7 @@
 
 gen sample runs/digits -n 64 --solver heun --steps 18 --guidance-scale 1.5 --seed 0 --out grid.png
 gen sample runs/digits --cache taylorseer_lite --cache.interval 3; --guide.scale 2 alone changes the run's guide
+gen sample runs/digits --adapters runs/style=0.7 runs/subject=0.3 adds adapters of the model, see docs/adapters.md
 gen sample runs/digits -n 10 --image seven.png --strength 0.6; with --mask mask.png only its white is painted anew
 gen sample runs/captions --prompt "a bold seven, turned left" --prompt "a thin two, upright" --images-per-label 8
 gen sample sd15 --prompt "a red fox" --negative "blurry" --solver unipc --steps 12 where sd15 is a folder of diffusers
@@ -22,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gen.cli.lib.adapters import add_adapter_options, given_adapters
 from gen.cli.lib.diffusers import add_call_option, is_pipeline, prompted
 from gen.cli.lib.options import add_option, add_options, parse_part, read_as, read_spec
 from gen.config.errors import UserError
@@ -66,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_sampler_options(parser)
     parser.add_argument("--part", help="k/n: draw part k of n; the last part writes the file")
     add_autoencoder_option(parser)
+    add_adapter_options(parser)
     parser.add_argument("--image", type=Path, help="a picture to edit, or a folder with one for each sample")
     parser.add_argument("--strength", type=float, help="of the editing, (0, 1] (default: 0.8, or 1 with a mask)")
     parser.add_argument(
@@ -161,7 +164,7 @@ def refuse_sampler_options(args: argparse.Namespace, reason: str, takes: Sequenc
         reason: the beginning of the error, "x.npz is no run".
         takes: names of those that may be given.
     """
-    loading = ("size", "weights", "dtype", "engine", "text_encoder", "autoencoder", "call", "store")
+    loading = ("size", "weights", "adapters", "ties", "dtype", "engine", "text_encoder", "autoencoder", "call", "store")
     runs = (*SAMPLER, "steps", "guidance_scale", *loading)
     given = [name.replace("_", "-") for name in runs if name not in takes and getattr(args, name, None) is not None]
     if given:
@@ -190,7 +193,9 @@ def loaded(args: argparse.Namespace) -> Pipeline:
         return prompted(args, device).pipeline
     if args.dtype is not None and args.engine is not None:
         raise UserError("--dtype and --engine are given; give one: the spec of an engine has a dtype of its own")
-    pipeline = load_images(args.run, args.weights, device, dtype=args.dtype, text_encoder=encoder)
+    pipeline = load_images(
+        args.run, args.weights, device, dtype=args.dtype, text_encoder=encoder, **given_adapters(args)
+    )
     pipeline = _resized(pipeline, getattr(args, "size", None))
     return pipeline if args.engine is None else pipeline.prepared(args.engine)
 

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from gen.config import checkpoints
 from gen.config.errors import UserError, shown
+from gen.config.spec import Json
 from gen.config.trust import allowing
 from gen.config.writing import Lock
 from gen.training.lora import by_layer, merged
 from gen.training.run import Run, run_from, run_spec
 from gen.training.sources import weights_hash
 
-__all__ = ["add_adapters", "merge_adapters", "with_adapters"]
+__all__ = ["adapter_label", "add_adapters", "merge_adapters", "with_adapters"]
 
 
 def with_adapters(
@@ -54,8 +55,8 @@ def with_adapters(
 
 def add_adapters(
     net: nn.Module, run: Run, weights: str, folder: Path, adapters: Sequence[Any], ties: float | None
-) -> None:
-    """Add the adapters of several runs into a loaded network.
+) -> Json:
+    """Add the adapters of several runs into a loaded network; return which, as a record says it.
 
     Args:
         net: changed in place.
@@ -73,6 +74,26 @@ def add_adapters(
             "adapters belong to a model's first weights, on one device: leave out weights, tensor_parallel, max_memory"
         )
     net.load_state_dict(with_adapters(state, folder, adapters, ties), assign=True)
+    return _about(adapters, ties)
+
+
+def adapter_label(run: Json) -> str:
+    """Return the name and the factor of a run's adapters, "style 0.7".
+
+    Args:
+        run: one of the "runs" that `add_adapters` returned.
+    """
+    return f"{Path(run['folder']).resolve().name} {run['factor']:g}"
+
+
+def _about(adapters: Sequence[Any], ties: float | None) -> Json:
+    """Return folder, factor and the manifest's digest of each run, and the share of TIES."""
+    pairs = [_pair(given) for given in adapters]
+    runs = [
+        {"folder": str(folder), "factor": factor, "sha256": checkpoints.manifest_of(folder)["sha256"]}
+        for folder, factor in pairs
+    ]
+    return {"runs": runs, "ties": ties}
 
 
 def _pair(given: Any) -> tuple[Path, float]:
@@ -140,7 +161,7 @@ def merge_adapters(
         others = {name: (checkpoint / name).read_bytes() for name in info["files"] if not name.endswith(".safetensors")}
         rest = {key: value for key, value in info.items() if key not in ("format", "files", "sha256", "val_loss")}
         run = replace(run_from(info["run"], base), ema=(), lora=None)
-    used = {"base": str(base), "adapters": [[str(folder), factor] for folder, factor in adapters], "ties": ties}
+    used = {"base": str(base), **_about(adapters, ties)}
     with Lock(out.with_name(f".lock-{out.name}"), out):
         checkpoints.write(out, files, {**rest, "run": run_spec(run), "val_loss": None, "merged": used}, others)
     return out

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gen.cli.lib.adapters import given_adapters
 from gen.cli.lib.options import read_spec
 from gen.config.errors import UserError
 from gen.config.reading import read_lines
@@ -85,6 +86,7 @@ def prompted(args: argparse.Namespace, device: str) -> PromptPipeline:
     """
     from gen.data.lib.pictures import read_size
     from gen.models.interop.pipelines.prompted import load_diffusers
+    from gen.models.interop.pipelines.students import load_adapters
 
     others = ("weights", "text_encoder", "autoencoder", "trajectory", "watch")
     if given := [name.replace("_", "-") for name in others if getattr(args, name, None) is not None]:
@@ -93,7 +95,11 @@ def prompted(args: argparse.Namespace, device: str) -> PromptPipeline:
     if (size := getattr(args, "size", None)) is not None:
         pair = read_size(size, "--size")
         call["height"], call["width"] = pair if isinstance(pair, tuple) else (pair, pair)
+    adapters = given_adapters(args)
+    if adapters.get("ties") is not None:
+        raise UserError(f"{args.run} is a pipeline of diffusers, which adds adapters up: leave out --ties")
     loaded = load_diffusers(args.run, device=device, dtype=args.dtype, store=args.store, **call)
+    load_adapters(loaded.pipe, adapters.get("adapters", ()))
     negative = getattr(args, "negative", None) if loaded.takes_prompts else None  # else it is a label
     loaded = loaded if negative is None else loaded.with_call(negative_prompt=negative)
     if not loaded.takes_prompts and not loaded.takes_labels:

@@ -6,7 +6,8 @@ The whole way is in docs/coming-from-diffusers.md.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from gen.models.interop.pipelines.families import plain_module
 from gen.training.lora import saved_tensors
 from gen.training.run import run_from
 
-__all__ = ["Rows", "save_adapters", "teacher_samples"]
+__all__ = ["Rows", "load_adapters", "save_adapters", "teacher_samples"]
 
 WEIGHTS = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 COMPONENTS = {"inner.": ("unet", "transformer"), "low.": ("transformer_2",)}  # of a PipelineNet, in a pipeline
@@ -131,6 +132,41 @@ def save_adapters(run: str | Path, pipe: Any, out: str | Path, weights: str | No
     path.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path / WEIGHTS, metadata={"format": "pt"})
     return path / WEIGHTS
+
+
+def load_adapters(pipe: Any, adapters: Sequence[tuple[str | Path, float]]) -> None:
+    """Load adapters into a pipeline, each with a factor, by `pipe.load_lora_weights` and `pipe.set_adapters`.
+
+    Args:
+        pipe: changed in place.
+        adapters: pairs of a folder as of `save_adapters`, or a .safetensors file, and a factor. They are called by the
+            name of the folder or of the file.
+
+    Raises:
+        UserError: for a folder without such a file, for names that are equal, and for adapters that do not fit.
+    """
+    files = [(Path(one) / WEIGHTS if Path(one).is_dir() else Path(one), factor) for one, factor in adapters]
+    names = [(file.parent.name if file.name == WEIGHTS else file.stem).replace(".", "-") for file, _ in files]
+    if not files:
+        return
+    for file, _ in files:
+        if not file.is_file() or file.suffix != ".safetensors":
+            raise UserError(f"adapters: {file} is not there; allowed for a pipeline: folders as save_adapters writes "
+                            "them of a run (with a " + WEIGHTS + "), or .safetensors files")  # fmt: skip
+    if len(set(names)) < len(names) or not hasattr(pipe, "load_lora_weights"):
+        why = "takes no adapters" if len(set(names)) == len(names) else "needs another name for each of its adapters"
+        raise UserError(f"adapters: a {type(pipe).__name__} {why}: {', '.join(names)}")
+    for (file, _), name in zip(files, names, strict=True):
+        try:
+            with warnings.catch_warnings():  # of more than one, which is meant
+                warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
+                pipe.load_lora_weights(file.parent, weight_name=file.name, adapter_name=name, local_files_only=True)
+        except (ValueError, RuntimeError, KeyError) as error:
+            why = str(error).partition("\n")[0]
+            raise UserError(f"adapters: {file} does not fit a {type(pipe).__name__}: {why}") from None
+        if not any(name in there for there in pipe.get_list_adapters().values()):  # which diffusers but logs
+            raise UserError(f"adapters: {file} is of no network of a {type(pipe).__name__}")
+    pipe.set_adapters(names, [factor for _, factor in files])
 
 
 def _check_fits(name: str, tensor: Tensor, pipe: Any) -> None:

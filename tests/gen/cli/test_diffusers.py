@@ -7,7 +7,9 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import gen
 from gen.cli import main
@@ -50,6 +52,31 @@ def test_prompts_are_sampled_and_written(fox, tmp_path, capsys):
     assert run("sample", fox, "--prompt", "a fox", *how, "--out", out) == 0
     said = capsys.readouterr().out
     assert "1 samples, 2 evaluations each" in said and "(packed: " in said
+
+
+def test_adapters_are_added_by_factors(fox, tmp_path, capsys):
+    unet, tensors = with_text_encoder("sd15").unet, {}
+    for name, layer in unet.named_modules():
+        if name.endswith("to_q"):
+            out, inner = layer.weight.shape
+            tensors |= {
+                f"unet.{name}.lora_A.weight": torch.ones(1, inner),
+                f"unet.{name}.lora_B.weight": torch.ones(out, 1),
+            }
+    (tmp_path / "style").mkdir()
+    save_file(tensors, tmp_path / "style" / "pytorch_lora_weights.safetensors", metadata={"format": "pt"})
+    words, made = ["sample", fox, "--prompt", "a red fox", "--steps", 2, "--size", 16, "--quiet"], []
+    for i, given in enumerate(([], ["--adapters", f"{tmp_path / 'style'}=0"], ["--adapters", tmp_path / "style"])):
+        assert run(*words, *given, "--out", tmp_path / f"{i}.npz") == 0
+        made.append(np.load(tmp_path / f"{i}.npz")["arr_0"])
+    assert (made[0] == made[1]).all() and (made[0] != made[2]).any()
+    capsys.readouterr()
+    for given, said in (
+        (["--adapters", fox], "allowed for a pipeline: folders as save_adapters writes"),
+        (["--adapters", tmp_path / "style", "--ties", 0.5], "adds adapters up: leave out --ties"),
+    ):
+        assert run(*words, *given, "--out", tmp_path / "x.npz") == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_picture_is_edited(fox, tmp_path, capsys):

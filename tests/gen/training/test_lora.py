@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +16,7 @@ from gen.config.errors import MissingDependency, UserError
 from gen.config.spec import override
 from gen.config.trust import allowing
 from gen.data.lists import Lists
+from gen.eval.provenance import checkpoint, loading_options
 from gen.training.lora import LoRA, adapted
 from gen.training.merging import merge_adapters
 from gen.training.resume import load_init
@@ -119,6 +121,14 @@ def test_pictures_too(tmp_path):
     moved = [name for name in a if not torch.equal(a[name], b[name])]
     assert moved and all(a[name].ndim == 2 for name in moved)
     assert gen.load(done.folder, allow=["tests"]).sample(2).x.isfinite().all()
+    own, added = ["--allow", "tests"], gen.load(teacher, allow=["tests"], adapters=[(done.folder, 0.5)])
+    words = ["sample", str(teacher), *own, "-n", "2", "--quiet", "--adapters", f"{done.folder}=0.5"]
+    assert main([*words, "--out", str(tmp_path / "a.npz")]) == 0
+    drawn = np.load(tmp_path / "a.npz")["arr_0"]
+    assert (drawn == added.sample(2).uint8().movedim(1, -1).numpy()).all() and added.name == "base + run 0.5"
+    about = checkpoint(added)["adapters"]  # of a record, and of the command that repeats it
+    assert about["runs"][0]["sha256"] == checkpoints.manifest_of(done.folder)["sha256"] and about["ties"] is None
+    assert loading_options(added)["adapters"] == [f"{done.folder.absolute()}=0.5"]
     others = override(tiny(steps=1, init=str(teacher), lora=LoRA(2)), {"model.classes": 12})
     with (
         allowing(["tests"]),
@@ -182,7 +192,7 @@ def weights_of(folder, **how):
     return gen.load(folder, **how).net.state_dict()
 
 
-def test_adapters_of_several_runs_are_added_by_factors(base, two, tmp_path):
+def test_adapters_of_several_runs_are_added_by_factors(base, two, tmp_path, capsys):
     start, (a, b) = weights_of(base), map(weights_of, two)
     sum_ = weights_of(base, adapters=[(two[0], 0.5), (two[1], -2)])
     for name in start:
@@ -199,6 +209,13 @@ def test_adapters_of_several_runs_are_added_by_factors(base, two, tmp_path):
     words = ["merge", str(base), "--adapters", f"{two[0]}=0.5", f"{two[1]}=-2", "--out", str(tmp_path / "verb")]
     assert main(words) == 0
     assert checkpoints.manifest_of(tmp_path / "verb")["files"] == checkpoints.manifest_of(out)["files"]
+    capsys.readouterr()
+    decode, said = ["--prompt", "copy : a b =", "--gen-length", "4"], []
+    for given in ([str(out)], [str(base), "--adapters", f"{two[0]}=0.5,{two[1]}=-2"], [str(base)]):
+        assert main(["decode", *given, *decode, "--temperature", "1"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1]
+    assert main(["decode", str(base), "--ties", "0.5", *decode]) == 2
     assert train(adapting(out, steps=1), tmp_path / "on", quiet=True).folder.is_dir()
 
 

@@ -18,7 +18,7 @@ from gen.diffusion.tap import Skip
 from gen.models.interop.pipelines.listening import listen
 from gen.models.interop.pipelines.network import denoiser_of
 from gen.models.interop.pipelines.schedule import times_of
-from gen.models.interop.pipelines.students import Rows, save_adapters, teacher_samples
+from gen.models.interop.pipelines.students import Rows, load_adapters, save_adapters, teacher_samples
 from gen.samplers.interop.diffusers_scheduler import as_scheduler
 from gen.samplers.solvers.euler import Euler
 from gen.training.lora import LoRA
@@ -111,6 +111,31 @@ def test_the_pipeline_with_its_adapters_gives_what_gen_gives(name, steps, change
         ours, plain = (integrate(g, heard.latents, times, Euler(), cond=heard.cond) for g in (student, f))
     assert relative(ours, theirs) <= 5e-5
     assert relative(plain, theirs) > 1e-3
+
+
+def test_several_adapters_of_a_pipeline_are_added_by_factors(tmp_path):
+    pipe, f, _ = teacher("sd3")
+    runs = [run_of("sd3", {"name": "ect"}, seed=seed, lora=LoRA(2, 4.0)) for seed in (0, 1)]
+    done = [train(run, tmp_path / f"run-{i}", quiet=True).folder for i, run in enumerate(runs)]
+    own, names = tiny("sd3"), [tmp_path / "style.v1", tmp_path / "subject"]
+    for folder, name in zip(done, names, strict=True):
+        save_adapters(folder, pipe, name)
+    load_adapters(own, [(names[0], 0.7), (names[1] / "pytorch_lora_weights.safetensors", 0.3)])
+    assert own.get_active_adapters() == ["style-v1", "subject"]
+    own.fuse_lora(adapter_names=own.get_active_adapters())
+    own.unload_lora_weights()
+    base, *changed = (net.state_dict() for net in (f.net, *(gen.load(d, model=f.net).denoiser.net for d in done)))
+    for name, weight in own.transformer.state_dict().items():
+        first, second = (some[f"inner.{name}"] - base[f"inner.{name}"] for some in changed)
+        torch.testing.assert_close(weight, base[f"inner.{name}"] + 0.7 * first + 0.3 * second, rtol=1e-5, atol=1e-6)
+    for given, said in (
+        ([(done[0], 1.0)], "is not there; allowed for a pipeline: folders as save_adapters writes"),
+        ([(names[0], 1.0), (names[0], 1.0)], "needs another name for each"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_adapters(tiny("sd3"), given)
+    with pytest.raises(UserError, match="is of no network of a StableDiffusionPipeline"):
+        load_adapters(tiny("sd15"), [(names[0], 1.0)])
 
 
 def test_a_student_may_lack_blocks(tmp_path):
