@@ -46,7 +46,12 @@ def settings(args: argparse.Namespace) -> Run:
         folder_of(args.method, "distillers")  # a mistyped name is refused before torch is imported
     from gen.training.distillation import teacher_run
 
-    run = training_run(args, args.teacher) if is_pipeline(args, "teacher") else teacher_run(args.teacher)
+    if is_pipeline(args, "teacher"):
+        run = training_run(args, args.teacher)
+    elif args.prompts is not None:
+        raise UserError(f"--prompts is for pipelines of diffusers: {args.teacher} has the captions of its data")
+    else:
+        run = teacher_run(args.teacher)
     return replace(run, objective=build("distillers", args.method))
 
 

@@ -75,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
             f"--real pairs a teacher's training data, and {args.teacher}, a pipeline of diffusers, has none"
         )
     if args.real:
+        if given := [key for key in ("prompts", "batch_size") if getattr(args, key) is not None]:
+            raise UserError(f"--real pairs a teacher's training data: leave out --{given[0].replace('_', '-')}")
         data = real_data_of(teacher_run(args.teacher))
         invert_pairs(teacher, data, args.out, args.settings, args.n, args.seed, plan)
     else:

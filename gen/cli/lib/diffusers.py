@@ -15,6 +15,12 @@ from gen.config.reading import read_lines
 if TYPE_CHECKING:
     from gen.models.interop.pipelines.prompted import PromptPipeline
 
+PIPELINES_OWN = {  # options that are for pipelines of diffusers alone, by the attribute that may be one
+    "run": ("call", "store"),
+    "teacher": ("call", "store", "dtype"),
+    "recipe": ("call", "store", "dtype", "prompts"),
+}
+
 __all__ = ["add_call_option", "add_teacher_options", "is_pipeline", "loaded_teacher", "prompted"]
 
 
@@ -53,7 +59,7 @@ def is_pipeline(args: argparse.Namespace, name: str = "run") -> bool:
     folder = Path(getattr(args, name))
     if (folder / "model_index.json").is_file():
         return True
-    if given := [f"--{key}" for key in ("call", "store") if getattr(args, key, None) is not None]:
+    if given := [f"--{key}" for key in PIPELINES_OWN[name] if getattr(args, key, None) is not None]:
         raise UserError(f"{given[0]} is for pipelines of diffusers, and {folder} is none")
     return False
 
