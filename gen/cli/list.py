@@ -58,6 +58,7 @@ FOLDERS = (
     "samplers.search",
     "eval.features",
     "eval.metrics",
+    "eval.perceptual",
     "eval.parallelbench",
 )
 

@@ -157,19 +157,21 @@ def vf_loss(z: Tensor, y: Tensor, cos_margin: float = 0.5, distance_margin: floa
         return near + alike
 
 
-def adaptive_weight(main: Tensor, other: Tensor, parameter: Tensor, most: float = 1e8) -> Tensor:
-    """Return |d main / d parameter| / (|d other / d parameter| + 1e-4), a constant to later gradients.
+def adaptive_weight(main: Tensor, other: Tensor, parameter: Tensor, most: float = 1e8, eps: float = 1e-4) -> Tensor:
+    """Return |d main / d parameter| / (|d other / d parameter| + eps), a constant to later gradients.
 
-    With it `other` pulls on the parameter, an encoder's last weight, as hard as `main` (VA-VAE, Yao et al. 2025).
+    With it `other` pulls on the parameter as hard as `main`: a decoder's last weight for a discriminator (VQGAN, Esser
+    et al. 2021), an encoder's for features (VA-VAE, Yao et al. 2025).
 
     Args:
         main, other: losses, 0-d.
         parameter: weight that both depend on.
-        most: upper bound of the result.
+        most: upper bound of the result; 1e8 is VA-VAE's for features, 1e4 all have for discriminators.
+        eps: 1e-4 in LDM and VA-VAE, 1e-6 in RAE.
     """
     (a,) = torch.autograd.grad(main, parameter, retain_graph=True)
     (b,) = torch.autograd.grad(other, parameter, retain_graph=True)
-    ratio: Tensor = a.norm() / (b.norm() + 1e-4)
+    ratio: Tensor = a.norm() / (b.norm() + eps)
     return ratio.clamp(max=most).detach()
 
 

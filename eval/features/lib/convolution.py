@@ -33,7 +33,8 @@ def fold_norm(weight: Tensor, norm: Sequence[Tensor], eps: float) -> tuple[Tenso
 class FoldedConv(nn.Module):
     """activation(conv(x) + bias), [B, in, H, W] to [B, out, H', W'].
 
-    On the CPU in float32 oneDNN computes it, with weights laid out once for the shape of the first batch.
+    On the CPU in float32 oneDNN computes it where no gradient is needed, with weights laid out once for the shape of
+    the first batch.
 
     Args:
         weight: [out, in / groups, h, w].
@@ -78,6 +79,8 @@ class FoldedConv(nn.Module):
     def _packs(self, x: Tensor) -> bool:
         """Return whether oneDNN computes a call, after laying out the weights if it is the first one."""
         if x.device.type != "cpu" or x.dtype != torch.float32 or not hasattr(ONEDNN, "_convolution_pointwise"):
+            return False
+        if x.requires_grad and torch.is_grad_enabled():  # it has no gradient
             return False
         if self.packed is None:
             padding, stride, dilation, groups = self.how

@@ -177,7 +177,7 @@ class LpipsNet(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(x)
             if i in self.taps:
-                unit = x / (x.square().sum(1, keepdim=True).sqrt() + EPS)
+                unit = x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + EPS)  # its slope at 0 is 0
                 square = (unit[: len(a)] - unit[len(a) :]).square()
                 total = total + F.conv2d(square, next(heads)).mean((1, 2, 3))
         return total

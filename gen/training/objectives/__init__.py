@@ -6,7 +6,8 @@
     repa, urepa  denoise + alignment with an encoder          fast_dllm  block diffusion of a fine-tuned model (text)
     reg          repa with a noised class token               cart       masked diffusion by context (text)
     erw          alignment first, denoise after               reconstruct  the loss of an autoencoder
-    dfm          stages at times of their own
+    dfm          stages at times of their own                  tokenizer  an autoencoder's, with a discriminator
+                                                              vf         tokenizer + features of another model
 
 This page is the contract; a class of your own is named "my_package.module:Class".
 """

@@ -58,18 +58,50 @@ class Reconstruction(Objective):
         return self._loss(roles, batch, None)[0]
 
     def _loss(self, roles: Roles, batch: Batch, noise: Tensor | None) -> tuple[Tensor, dict[str, Tensor]]:
-        recorder, x = FeatureRecorder((MOMENTS, CODEBOOK)), batch.x
-        cond = {} if noise is None else {"posterior": noise.to(x)}
+        out, features = self.reconstruct(roles, batch, {} if noise is None else {"posterior": noise.to(batch.x)})
+        images, seen = self.image_loss(out, batch.x)
+        latents, held = self.latent_loss(roles, features, batch.x)
+        return images + latents, {**seen, **held}
+
+    def reconstruct(
+        self, roles: Roles, batch: Batch, cond: dict[str, Tensor], sites: tuple[str, ...] = ()
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the pictures of the batch's latents, and the values at MOMENTS, CODEBOOK and other sites.
+
+        Args:
+            roles, batch: as of the call.
+            cond: of the network: "posterior" and "perturbation".
+            sites: others of gen.diffusion.autoencoder.
+        """
+        recorder, x = FeatureRecorder((MOMENTS, CODEBOOK, *sites)), batch.x
         out = roles["net"].net(x, torch.zeros(len(x), device=x.device), cond, tap=recorder)
-        error = out - x  # in x's precision, whatever autocast computed in
-        error = (error.abs() if self.distance == "l1" else error.square()).flatten(1).sum(1)
-        numbers = x[0].numel()
-        loss, logs = error.mean() / numbers, {"reconstruction": error.mean() / numbers}
+        return out.to(x), recorder.features  # in x's precision, whatever autocast computed in
+
+    def image_loss(self, out: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of reconstructions, for each number of x, and logs.
+
+        Args:
+            out, x: reconstructions and pictures [B, C, H, W].
+        """
+        error = (out - x).abs() if self.distance == "l1" else (out - x).square()
+        loss = error.flatten(1).sum(1).mean() / x[0].numel()
+        return loss, {"reconstruction": loss}
+
+    def latent_loss(self, roles: Roles, features: dict[str, Tensor], x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the weighted divergence or the codebook's loss, for each number of x, and logs.
+
+        Args:
+            roles: as of the call.
+            features: as `reconstruct` returns them.
+            x: pictures [B, C, H, W].
+        """
+        loss, logs = x.new_zeros(()), dict[str, Tensor]()
         if getattr(self._net(roles), "gaussian", True):
-            divergence = kl_divergence(recorder.features[MOMENTS].to(x)).mean()
-            loss, logs = loss + (KL if self.kl is None else self.kl) * divergence / numbers, {**logs, "kl": divergence}
-        if CODEBOOK in recorder.features:
-            codebook = recorder.features[CODEBOOK].mean()
+            divergence = kl_divergence(features[MOMENTS].to(x)).mean()
+            weight = KL if self.kl is None else self.kl
+            loss, logs = loss + weight * divergence / x[0].numel(), {"kl": divergence}
+        if CODEBOOK in features:
+            codebook = features[CODEBOOK].mean()
             loss, logs = loss + codebook, {**logs, "codebook": codebook}
         return loss, logs
 

@@ -96,6 +96,28 @@ def test_the_vf_loss_by_hand():
     assert float(vf_loss(z, y)) == pytest.approx(near + alike, rel=1e-12)
 
 
+def test_gradients_of_the_vf_loss_by_hand():
+    """Of latents z and features f of one row: loss and gradient of the first token."""
+    half = 0.5**0.5 / 2
+    cases = [
+        ([[2, 0]], [[0, 3]], {}, 0.5, [0, -0.5]),  # -(f / |f| - cos z / |z|) / |z|
+        ([[1, 1]], [[1, 0]], {"cos_margin": 0, "distance_margin": 0}, 0.292893, [-half, half]),
+        ([[1, 1]], [[1, 0]], {}, 0.0, [0, 0]),
+        ([[1, 0], [1, 0]], [[1, 0], [0, 1]], {}, 0.625, [0, 0]),  # at collapse the pair has no gradient
+        ([[1, 0], [1, 0.5]], [[1, 0], [0, 1]], {}, 0.348607, None),
+        ([[7, 0], [7, 3.5]], [[1, 0], [0, 1]], {}, 0.348607, None),
+    ]
+    slopes = []
+    for z, f, margins, loss, slope in cases:
+        latents = f64(*[z]).requires_grad_()
+        value = vf_loss(latents, f64(*[f]), **margins)
+        (grad,) = torch.autograd.grad(value, latents)
+        slopes.append(grad)
+        assert float(value.detach()) == pytest.approx(loss, abs=1e-6), (z, f)
+        assert slope is None or grad[0, 0].tolist() == pytest.approx(slope, abs=1e-12), (z, f)
+    torch.testing.assert_close(slopes[5], slopes[4] / 7)
+
+
 def test_the_adaptive_weight_is_a_quotient_of_gradients():
     w = f64([1.0, 2.0]).requires_grad_()
     main, other = (w * f64([3.0, 4.0])).sum(), (w**2).sum() / 2  # gradients (3, 4) and w itself
@@ -104,6 +126,13 @@ def test_the_adaptive_weight_is_a_quotient_of_gradients():
     assert float(adaptive_weight(1e6 * main, 0 * other, w)) == 1e8
     assert float(adaptive_weight(main, 0 * other, w)) == pytest.approx(5e4)
     main.backward()  # the graph is still there
+    w = f64([3.0, 4.0]).requires_grad_()
+    main, other = (w**2).sum(), (w * f64([0.3, 0.4])).sum()  # norms 10 and 0.5
+    for eps, expected in ((1e-4, 19.996), (1e-6, 19.99996)):
+        assert float(adaptive_weight(main, other, w, eps=eps)) == pytest.approx(expected, abs=1e-6)
+    faint = other * 2.8e-9
+    assert float(adaptive_weight(main, faint, w)) == pytest.approx(99_998.6, abs=0.01)
+    assert float(adaptive_weight(main, faint, w, most=1e4)) == 1e4
 
 
 @pytest.mark.parametrize(("width", "count"), [(768, 7_344_896), (1024, 7_869_184), (1152, 8_131_328)])
