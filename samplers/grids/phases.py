@@ -56,5 +56,7 @@ class Phases:
         if steps < phases:
             raise UserError(f"Phases: {steps} steps; this path has {phases} phases, and each needs one")
         sums = [0.0, *itertools.accumulate(shares)]
-        cuts = [min(max(round(steps * s / sums[-1]), i), steps - phases + i) for i, s in enumerate(sums)]
+        cuts = [0]
+        for i, s in enumerate(sums[1:], 1):
+            cuts.append(min(max(round(steps * s / sums[-1]), cuts[-1] + 1), steps - phases + i))
         return [after - before for before, after in itertools.pairwise(cuts)]

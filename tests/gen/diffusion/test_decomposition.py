@@ -104,6 +104,7 @@ def test_the_grid_shares_out_the_steps_and_meets_every_threshold():
             times = Phases(inner=build("samplers.grids", inner)).times(Staged((0.3, 0.1)), steps)
             assert len(times) == steps + 1 and {1.0, 0.3, 0.1, 0.0} <= set(times.tolist())
             assert bool((times.diff() < 0).all())
+    assert Phases((1, 0.01, 1, 1)).counts(4, 40) == [13, 1, 13, 13]  # a phase of a small share has a step
     assert torch.equal(Phases().times(Flow(), 5), Linear().times(Flow(), 5))
     with pytest.raises(UserError, match="2 steps; this path has 3 phases, and each needs one"):
         Phases().times(Staged((0.3, 0.1)), 2)
