@@ -1,4 +1,4 @@
-"""The decoder of RAE, that of a masked autoencoder, under the names of its published weights."""
+"""The decoder of RAE, that of a masked autoencoder, under the names of its published weights; and its block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from gen.diffusion.tap import Tap, call_site
 from gen.models.layers.embed import grid_embedding
 
-__all__ = ["ViTDecoder"]
+__all__ = ["Layer", "ViTDecoder"]
 
 EPS = 1e-12  # of all norms
 
@@ -43,7 +43,7 @@ class ViTDecoder(nn.Module):
 
 
 class Layer(nn.Module):
-    """A pre-norm block."""
+    """A pre-norm block; its mask, bool [T, T], is True where a token, a row, attends to another."""
 
     def __init__(self, width: int, heads: int, hidden: int):
         super().__init__()
@@ -53,8 +53,8 @@ class Layer(nn.Module):
         self.layernorm_before = nn.LayerNorm(width, eps=EPS)
         self.layernorm_after = nn.LayerNorm(width, eps=EPS)
 
-    def forward(self, h: Tensor, site: str, tap: Tap | None) -> Tensor:
-        h = h + call_site(tap, f"{site}.attn", lambda h: self.attention(self.layernorm_before(h)), h)
+    def forward(self, h: Tensor, site: str, tap: Tap | None, mask: Tensor | None = None) -> Tensor:
+        h = h + call_site(tap, f"{site}.attn", lambda h: self.attention(self.layernorm_before(h), mask), h)
         return h + call_site(tap, f"{site}.mlp", self.mlp, h)
 
     def mlp(self, h: Tensor) -> Tensor:
@@ -70,8 +70,8 @@ class Attention(nn.Module):
         self.attention = QKV(width, heads)
         self.output = Dense(width, width)
 
-    def forward(self, h: Tensor) -> Tensor:
-        return self.output(self.attention(h))
+    def forward(self, h: Tensor, mask: Tensor | None) -> Tensor:
+        return self.output(self.attention(h, mask))
 
 
 class QKV(nn.Module):
@@ -82,11 +82,11 @@ class QKV(nn.Module):
         self.heads = heads
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
 
-    def forward(self, h: Tensor) -> Tensor:
+    def forward(self, h: Tensor, mask: Tensor | None) -> Tensor:
         q, k, v = (
             part(h).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
         )
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
 
 
 class Dense(nn.Module):

@@ -78,6 +78,7 @@ OURS = {
     "kl": {"size": 16, "width": 16, "multipliers": (1, 2), "groups": 4, "attention_levels": (1,)},
     "vq": {"size": 16, "width": 16, "multipliers": (1, 2), "groups": 4, "vectors": 16},
     "dc": {"size": 16, "widths": (16, 32), "encoder_blocks": (1, 1), "decoder_blocks": (1, 1), "attention_from": 1},
+    "hieratok": {"size": 16, "scales": (1, 2, 4), "width": 16, "heads": 2, "hidden": 16},
     "rae": {
         "size": 16,
         "channels": 3,
