@@ -80,7 +80,7 @@ class PairSet:
         return len(self.columns["x"])
 
     def __getitem__(self, i: int | Tensor) -> dict[str, Tensor]:
-        return {k: v[i] for k, v in self.columns.items() if k != "prompt"}
+        return {k: v[i] for k, v in self.columns.items() if not (self.prompts and k == "prompt")}
 
     def caption(self, i: int) -> str | None:
         """Return the prompt of item i; None of pairs without prompts."""
