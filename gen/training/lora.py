@@ -145,6 +145,9 @@ class LoRA:
         if own and (len(own) < len(layers) or not plain):
             raise UserError(f"lora: {own[0]} normalises its own weight; allowed there: method lora or rslora, init "
                             "default or gaussian, no dropout, and no layers of other kinds beside it")  # fmt: skip
+        if self.init in ("pissa", "olora") and any(layer.weight.dtype == torch.float64 for layer in layers.values()):
+            raise UserError(f"lora: init = {self.init!r} decomposes weights in float32, and these are float64; "
+                            "allowed: a float32 network, or another init")  # fmt: skip
         narrow = next((name for name, layer in layers.items() if self._is_narrow(layer)), None)
         if narrow is not None:
             raise UserError(f"lora: method = 'miss' with rank = {self.rank}, and {narrow} has fewer inputs; allowed: a "
@@ -233,12 +236,11 @@ def _inject(net: Any, lora: LoRA, config: Any, layers: Mapping[str, Any], losses
     from peft import inject_adapter_in_model
 
     directions: dict[str, Tensor] = {}
-    if losses:
-        fit = [name for name, layer in layers.items() if lora.fits(layer)]
-        if lora.init == "eva":
-            directions = eva_directions(net, lora.config(fit), losses)
-        else:
-            gradient_batches(net, lora.config(fit), losses)
+    fit = [name for name, layer in layers.items() if losses and lora.fits(layer)]
+    if fit and lora.init == "eva":
+        directions = eva_directions(net, lora.config(fit), losses)
+    elif fit:
+        gradient_batches(net, lora.config(fit), losses)
     weights: dict[str, Any] = {name: layer.weight.data for name, layer in layers.items()} if lora.init in MOVED else {}
     for name, weight in weights.items():  # others may share it, and peft changes it
         layers[name].weight.data = weight.clone()

@@ -199,6 +199,20 @@ def test_moved_weights_compute_what_peft_computes(method, init):
     torch.testing.assert_close(there(x), theirs(x), rtol=1e-12, atol=1e-12)
 
 
+def test_ranks_and_weights_that_an_initialisation_has_not():
+    """Where no layer is large enough for lora_ga or eva, all begin as by default."""
+    for init in ("lora_ga", "eva"):
+        net, lora = random_net(digits("dit"), dtype=torch.float32), LoRA(512, init=init)
+        x, t, cond = inputs(net, dtype=torch.float32)
+        plain = net(x, t, cond)
+        adapted(net, lora, losses(net, lora))
+        torch.testing.assert_close(net(x, t, cond), plain)
+    with pytest.raises(UserError, match="'pissa' decomposes weights in float32, and these"):
+        adapted(digits("dit").build().double(), LoRA(2, init="pissa"))
+    with pytest.raises(UserError, match=r"rank = 512, and .* has fewer inputs; allowed: a rank up to"):
+        adapted(digits("dit").build(), LoRA(512, method="miss"))
+
+
 def test_layers_that_normalise_their_weight_stay_normalised():
     """EDM2: the direction of each row is that of W + |W| s B A, whatever W's own lengths are, which stay."""
     torch.manual_seed(0)
