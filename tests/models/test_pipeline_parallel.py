@@ -1,6 +1,7 @@
 """Networks of pipelines in parts: families, one by one, on one process and on several."""
 
 import contextlib
+import importlib
 
 import pytest
 import torch
@@ -57,7 +58,23 @@ def test_refusals():
     ):
         with pytest.raises(UserError, match=said):
             Patches(parts=2, **fields).prepare(network_of(name)[0])
+    flux, *given = network_of("flux")
+    ours = Patches(parts=2).prepare(flux)
+    dispatch = importlib.import_module("diffusers.models.attention_dispatch")
+    for processor in (module.processor for module in flux.inner.modules() if hasattr(module, "processor")):
+        processor._attention_backend = dispatch.AttentionBackendName("sage")
+    with torch.no_grad(), pytest.raises(UserError, match=r"its attention is of sage; allowed: PyTorch's"):
+        ours(*given)
     net, x, t, cond = network_of("pixart")
+    pipe = tiny("sd15")
+    with gen.accelerate(pipe, engine="packed"), pytest.raises(UserError, match="it is accelerated already"):
+        Patches(parts=2).live([pipe.unet])
+    processors = importlib.import_module("diffusers.models.attention_processor")
+    kept = net.inner.attn_processors
+    net.inner.set_attn_processor(processors.XFormersAttnProcessor())
+    with pytest.raises(UserError, match="its attention is of XFormersAttnProcessor"):
+        Patches(parts=2).prepare(net)
+    net.inner.set_attn_processor(kept)
     with torch.no_grad(), pytest.raises(UserError, match="8 tokens do not divide into 3 parts"):
         Patches(parts=3).prepare(net)(x, t, cond)
 

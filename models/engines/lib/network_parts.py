@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -15,11 +16,13 @@ from gen.models.engines.lib.operations import PartOperations
 from gen.models.engines.lib.patched_rows import check_rows, gather_rows, local_rows
 from gen.models.engines.lib.rows import RowOperations
 from gen.models.interop.pipelines.families import plain_module
+from gen.models.interop.pipelines.network_engine import HOOK
 
-__all__ = ["NetworkParts", "UNetRows", "attention_layers", "check_arguments"]
+__all__ = ["NetworkParts", "UNetRows", "attention_layers", "check_arguments", "foreign_operations"]
 
 BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn", "CrossAttnUpBlock2D", "UpBlock2D")
 PROCESSORS = ("AttnProcessor2_0", "FusedAttnProcessor2_0", "IPAdapterAttnProcessor2_0")  # of PyTorch's attention
+BACKENDS = ("native", "_native_cudnn", "_native_efficient", "_native_flash", "_native_math")
 RESIDUALS = (  # arguments with results of a ControlNet or an adapter
     "down_block_additional_residuals", "down_intrablock_additional_residuals", "mid_block_additional_residual",
     "controlnet_block_samples", "controlnet_single_block_samples", "block_controlnet_hidden_states",
@@ -82,7 +85,7 @@ class UNetRows(NetworkParts):
             processor = type(layer.processor).__name__
             if processor not in PROCESSORS or getattr(layer, "added_kv_proj_dim", None) is not None:
                 return f"its attention is of {processor}; known are {', '.join(PROCESSORS)}"
-        return "" if getattr(unet, "position_net", None) is None else "GLIGEN joins objects to the pixels that attend"
+        return "GLIGEN joins objects to pixels" if getattr(unet, "position_net", None) else foreign_operations(unet)
 
     @contextmanager
     def in_parts(self, operations: RowOperations) -> Iterator[None]:
@@ -114,6 +117,31 @@ class UNetRows(NetworkParts):
                 hooks.callback(handle.remove)
             with operations:
                 yield
+
+
+def foreign_operations(network: Any) -> str:
+    """Return why a network's modules do not call PyTorch's operations on all of a sample, in words; "" if they do.
+
+    Args:
+        network: of diffusers.
+    """
+    if getattr(network, "_parallel_config", None) is not None:
+        return "diffusers shares out its tokens already"
+    if any(HOOK in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}) for module in network.modules()):
+        return "it is accelerated already: remove() that first"
+    dispatch = sys.modules.get("diffusers.models.attention_dispatch")
+    active: Any = None if dispatch is None else dispatch._AttentionBackendRegistry.get_active_backend()[0]
+    for processor in (module.processor for module in network.modules() if hasattr(module, "processor")):
+        name = type(processor).__name__
+        if not hasattr(processor, "_attention_backend"):
+            known = name.endswith("2_0") and not name.startswith("XLA")
+        else:
+            backend = processor._attention_backend or active
+            name = str(getattr(backend, "value", backend))
+            known = name in BACKENDS
+        if not known:
+            return f"its attention is of {name}; allowed: PyTorch's, as by set_attention_backend('native')"
+    return ""
 
 
 def check_arguments(module: Any, args: Any, kwargs: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.models.engines.lib.network_parts import NetworkParts, attention_layers, check_arguments
+from gen.models.engines.lib.network_parts import NetworkParts, attention_layers, check_arguments, foreign_operations
 from gen.models.engines.lib.tokens import TokenOperations
 from gen.models.interop.pipelines.blocks import BLOCKS, blocks_of
 
@@ -69,7 +69,7 @@ class TransformerTokens(NetworkParts):
             return "its text attends to the whole image: leave out the portion"
         if any("TokenReplace" in type(block).__name__ for block in self.blocks):
             return "its first frame is a picture"
-        return "" if self.blocks else "its blocks are of no known class"
+        return foreign_operations(self.network) if self.blocks else "its blocks are of no known class"
 
     @contextmanager
     def in_parts(self, operations: TokenOperations) -> Iterator[None]:
@@ -78,6 +78,8 @@ class TransformerTokens(NetworkParts):
         Args:
             operations: for one evaluation.
         """
+        if reason := foreign_operations(self.network):  # a backend is chosen at any time
+            raise UserError(f"the engine 'patches': {reason}")
         operations.off, operations.text_first = True, self.split.text == "first"
         parts, whole = self.exchange.parts, 0
 
