@@ -18,7 +18,7 @@ from gen.cli.lib.options import add_option, parse_part, parse_spec, read_as, rea
 from gen.cli.sample import own_device
 from gen.config.errors import UserError
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "data_of", "run"]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         device,
     )
     plan = ShardPlan(args.shard, parse_part(args.part), args.quiet or not is_main())
-    missing = encode(_data(args.data, args.size), args.out, how, plan)
+    missing = encode(data_of(args.data, args.size), args.out, how, plan)
     if is_main():
         print(f"{args.out}: {f'{missing} shards are still missing, of other parts' if missing else 'done'}")
     return 0
@@ -94,8 +94,16 @@ def _text_encoder(text: Any) -> Any:
     return text
 
 
-def _data(text: str, size: str | None) -> Any:
-    """Return the data; files of pictures are read in colour, and brought to a size."""
+def data_of(text: str, size: str | None) -> Any:
+    """Return the data; files of pictures are read in colour, and brought to a size.
+
+    Args:
+        text: as of the command's argument.
+        size: of the pictures; None for their own.
+
+    Raises:
+        UserError: for a size of what are no files of pictures.
+    """
     from gen.config.spec import build, owner_of
     from gen.data import spec_at
 
