@@ -112,8 +112,8 @@ class Coder(nn.Module):
             self.net.to(memory_format=torch.channels_last)
         self.image_channels = int(_first(net.config, "in_channels", "input_channels") or 3)
         self.channels: int | None = _first(net.config, "latent_channels", "z_dim", "encoder_hidden_size")
-        self.stride: int | None = _stride(net.config)
-        self.statistics = _statistics(net.config)
+        self.stride: int | None = _stride(net)
+        self.statistics = _statistics(net)
 
     def encode(self, x: Tensor) -> Posterior:
         """Return the latents of images: a normal distribution, or points where the network has none."""
@@ -150,11 +150,13 @@ def _first(config: Mapping[str, Any], *keys: str) -> Any:
     return next((config[key] for key in keys if config.get(key) is not None), None)
 
 
-def _stride(config: Mapping[str, Any]) -> int | None:
-    """Return the side of an image over that of its latent, as the config of a class says it."""
+def _stride(net: Any) -> int | None:
+    """Return the side of an image over that of its latent, as a network or its config says it."""
+    config = net.config
     if "encoder_input_size" in config:  # AutoencoderRAE: a patch of the decoder for each token of the encoder
         return int(config["patch_size"])
-    if (known := _first(config, "scale_factor_spatial")) is not None:  # Wan's
+    known = _first({**config, **vars(net)}, "spatial_compression_ratio", "scale_factor_spatial")
+    if known is not None:  # of most video
         return int(known)
     if "dim_mult" in config:
         return int(2 ** (len(config["dim_mult"]) - 1))
@@ -162,18 +164,23 @@ def _stride(config: Mapping[str, Any]) -> int | None:
     return None if levels is None or not isinstance(levels, (list, tuple)) else int(2 ** (len(levels) - 1))
 
 
-def _statistics(config: Mapping[str, Any]) -> Statistics | None:
-    """Return mean and deviation of the latents that a config states; None where they come as a denoiser takes them.
+def _statistics(net: Any) -> Statistics | None:
+    """Return mean and deviation of the latents that a network states; None where they come as a denoiser takes them.
 
     Pipelines scale by scaling_factor after shift_factor, or, where there is a mean for each channel, after that and
-    divided by its deviation. AutoencoderRAE has applied its own in encode.
+    divided by its deviation, of the config or, in LTX's, of the weights. AutoencoderRAE has applied its own in encode.
     """
+    config = net.config
     if "encoder_input_size" in config:
         return None
     scale, shift = float(config.get("scaling_factor") or 1.0), float(config.get("shift_factor") or 0.0)
-    mean, std = (torch.tensor(config.get(key) or [same]).reshape(-1, 1, 1) for key, same in MOMENTS_OF)
+    kept = dict(net.named_buffers(recurse=False))
+    mean, std = (
+        torch.as_tensor(config.get(key) or kept.get(key, [same])).float().cpu().reshape(-1, 1, 1)
+        for key, same in MOMENTS_OF
+    )
     mean, std = mean + shift, std / scale
-    return None if bool((mean == 0).all() and (std == 1).all()) else Statistics(mean.float(), std.float())
+    return None if bool((mean == 0).all() and (std == 1).all()) else Statistics(mean, std)
 
 
 MOMENTS_OF = (("latents_mean", 0.0), ("latents_std", 1.0))

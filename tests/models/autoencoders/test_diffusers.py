@@ -177,6 +177,24 @@ def test_an_autoencoder_of_video_codes_one_frame(tmp_path):
         coder.decode(latents[:, :3])
 
 
+@torch.no_grad()
+def test_what_ltx_keeps_beside_its_config_is_stated(tmp_path):
+    torch.manual_seed(0)
+    net = diffusers.AutoencoderKLLTXVideo(
+        latent_channels=4, block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4,
+        layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 5, patch_size=4, scaling_factor=2.0,
+        spatio_temporal_scaling=(True, True, False, False), decoder_spatio_temporal_scaling=(True, True, False, False),
+    ).eval()  # fmt: skip
+    net.latents_mean.copy_(torch.tensor([1.0, 0.0, -1.0, 2.0]))
+    net.latents_std.copy_(torch.tensor([1.0, 2.0, 4.0, 8.0]))
+    net.save_pretrained(tmp_path)
+    coder = build("models.autoencoders", {"name": "diffusers", "folder": str(tmp_path)}).load()
+    assert coder.statistics.mean.flatten().tolist() == [1.0, 0.0, -1.0, 2.0]
+    assert coder.statistics.std.flatten().tolist() == [0.5, 1.0, 2.0, 4.0]
+    latent = coder.encode(torch.zeros(1, 3, 32, 32)).mean
+    assert latent.shape[-1] * coder.stride == 32  # 16: two halvings of patches of 4
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_an_autoencoder_of_sound_is_refused(tmp_path):
     diffusers.AutoencoderOobleck(
