@@ -57,6 +57,8 @@ class Edit:
         strength = (STRENGTH if mask is None else 1.0) if strength is None else strength
         if not isinstance(strength, (int, float)) or not 0 < strength <= 1:
             raise UserError(f"sample: strength = {strength!r}; it must be in (0, 1]")
+        if len(shape) == 1 and (not isinstance(image, Tensor) or image.ndim > 2):
+            raise UserError(f"sample: image: x of this model are {shape[0]} numbers, no picture; it begins with noise")
         if mask is not None:
             if isinstance(mask, Tensor):
                 mask = (mask[None] if mask.ndim == len(shape) - 1 else mask).float()

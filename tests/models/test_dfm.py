@@ -150,6 +150,8 @@ def test_guides_and_caches_apply():
         cached = pipe.sample(3, cache=cache)
         assert cached.x.isfinite().all() and cached.cache, cache
     torch.testing.assert_close(pipe.sample(1, start=1).x[0], plain.x[1], rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="x of this model are 80 numbers, no picture; it begins with noise"):
+        pipe.sample(3, image=plain.x, strength=0.5)
 
 
 @over(engine=["fused", "packed", {"name": "auto", "seconds": 0.0}])
