@@ -6,6 +6,12 @@ random and stay so, and a small transformer. `gen train` trains the transformer 
 diffusers samples with them under gen.as_scheduler. A judge (scripts/captions.py) counts samples that are as asked.
 
     python scripts/pipeline_student.py [--out runs/pipeline-student]
+
+Measured on 2026-11-30 with one thread of an Intel Xeon on which others worked, torch 2.13.0+cpu, one seed: 147 CPU
+seconds for the teacher, 106 for the student; of 780 samples all three attributes are as asked in .967 (teacher, 20
+steps at scale 3), .937 and .782 (teacher, 2 and 1 steps), .965 and .963 (student, 2 and 1 steps without guidance).
+Accuracy does not see how sharp or how various the samples are. The scheduler's own two steps begin at 1 and .001, and
+so are one: two steps are from 1 and 0.5 here.
 """
 
 from __future__ import annotations
@@ -157,22 +163,25 @@ def asked(each: int) -> tuple[list[str], Tensor]:
 
 
 @torch.no_grad()
-def measured(pipe: Any, judge: Judge, each: int, steps: int, scale: float) -> list[float]:
+def measured(pipe: Any, judge: Judge, each: int, **call: Any) -> list[float]:
     """Return the share of samples of diffusers' own call whose digit, weight and turn, and all three, are as asked.
+
+    The last number is the deviation of samples of one combination, a mean over pixels: 0 for samples that are all one.
 
     Args:
         pipe: of diffusers.
         judge: of pictures.
-        each: samples of a combination.
-        steps, scale: of the call.
+        each: samples of a combination, at least 2.
+        **call: steps, times and scale of the call.
     """
     words, attributes = asked(each)
     pictures = []
     for i in range(0, len(words), BATCH):
-        how = {"num_inference_steps": steps, **CALL, "guidance_scale": scale, "output_type": "pt"}
+        how = {**CALL, **call, "output_type": "pt"}
         out = pipe(words[i : i + BATCH], generator=torch.Generator().manual_seed(i), **how)
         pictures.append(out.images.mean(1, keepdim=True) * 2 - 1)
-    return shares(judge.accuracy(torch.cat(pictures), attributes))
+    x = torch.cat(pictures)
+    return [*shares(judge.accuracy(x, attributes)), float(x.unflatten(0, (-1, each)).std(1).mean())]
 
 
 def main() -> None:
@@ -191,12 +200,15 @@ def main() -> None:
     judge = trained_judge(0)
     pipe = StableDiffusion3Pipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
-    rows = [("teacher", steps, measured(pipe, judge, args.each, steps, SCALE)) for steps in (STEPS, 2, 1)]
+    rows = [("teacher", STEPS, measured(pipe, judge, args.each, num_inference_steps=STEPS))]
+    even = {2: [1.0, 0.5], 1: [1.0]}  # its scheduler's own two steps begin at 1 and at 0.001
+    rows += [("teacher", steps, measured(pipe, judge, args.each, sigmas=sigmas)) for steps, sigmas in even.items()]
     pipe.load_lora_weights(lora)
-    pipe.scheduler = gen.as_scheduler("euler", like=pipe.scheduler)
-    rows += [("student", steps, measured(pipe, judge, args.each, steps, 1.0)) for steps in (2, 1)]
+    pipe.scheduler = gen.as_scheduler("euler", like=pipe.scheduler, grid="linear")
+    how = {"guidance_scale": 1.0}
+    rows += [("student", steps, measured(pipe, judge, args.each, num_inference_steps=steps, **how)) for steps in (2, 1)]
     (args.out / "table.json").write_text(json.dumps(rows, indent=1))
-    print("| model | steps | digit | weight | turn | all three |\n| --- | ---: | ---: | ---: | ---: | ---: |")
+    print("| model | steps | digit | weight | turn | all three | deviation |\n" + "| --- " + "| ---: " * 6 + "|")
     for name, steps, right in rows:
         print(f"| {name} | {steps} | {' | '.join(f'{value:.3f}' for value in right)} |")
 

@@ -23,7 +23,7 @@ def test_its_autoencoder_changes_nothing():
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 def test_from_captions_to_steps_of_the_pipeline_with_adapters(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(captions, "JUDGE_STEPS", 2)
-    small = ["--teacher-steps", "2", "--pairs", "8", "--steps", "2", "--each", "1"]
+    small = ["--teacher-steps", "2", "--pairs", "8", "--steps", "2", "--each", "2"]
     monkeypatch.setattr(sys, "argv", ["pipeline_student", "--out", str(tmp_path), *small])
     pipeline_student.main()
     rows = json.loads((tmp_path / "table.json").read_text())
