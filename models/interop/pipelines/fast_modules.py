@@ -78,7 +78,7 @@ class PackedLayer:
         self.weight: Any = None
         self.mark: tuple[Any, ...] = ()
 
-    def fits(self, x: Any, *others: Any, **named: Any) -> bool:
+    def fits(self, x: Any = None, *others: Any, **named: Any) -> bool:
         """Return whether oneDNN computes the call; it has no gradients and no autocast."""
         if others or named or not isinstance(x, Tensor) or torch.compiler.is_compiling() or not self._large(x):
             return False
@@ -142,7 +142,7 @@ class ActivatedLayer:
     def __init__(self, module: Any, layer: PackedLayer, activation: Activation):
         self.module, self.layer, self.activation, self.used = module, layer, activation, False
 
-    def fits(self, x: Any, *others: Any, **named: Any) -> bool:
+    def fits(self, x: Any = None, *others: Any, **named: Any) -> bool:
         """Return whether the layer is still the module's own, without hooks of others, and fits."""
         layer = self.module.proj
         hooks = layer is not self.layer.layer or layer._forward_hooks or layer._forward_pre_hooks
@@ -166,7 +166,7 @@ class FusedNorm:
     def __init__(self, module: Any, compute: Callable[..., Any]):
         self.module, self.compute, self.used = module, compute, False
 
-    def fits(self, x: Any, *others: Any, **named: Any) -> bool:
+    def fits(self, x: Any = None, *others: Any, **named: Any) -> bool:
         """Return whether all is computed in the dtype of x, as RMSNorm of diffusers does but for float64."""
         if not isinstance(x, Tensor) or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
             return False

@@ -52,6 +52,16 @@ def test_equal_to_rounding_and_removed_to_the_bit(name):
 
 
 @torch.no_grad()
+def test_arguments_by_name_run_the_module_itself():
+    net, x = nn.ModuleList([nn.Linear(16, 16), RMSNorm(16, 1e-6)]), torch.ones(8, 16)
+    assert not PackedLayer(net[0]).fits(input=x)
+    assert not FUSED["RMSNorm"](net[1]).fits(hidden_states=x)
+    with NetworkEngine(net, Packed()):
+        assert torch.equal(net[0](input=x), net[0].forward(input=x))
+        assert net[1](hidden_states=x).shape == x.shape
+
+
+@torch.no_grad()
 def test_norms_in_fewer_passes_are_their_classes_in_float64():
     draw = torch.Generator().manual_seed(0)
     x, e, c = (torch.randn(2, n, 8, dtype=torch.float64, generator=draw) for n in (5, 3, 1))
