@@ -84,7 +84,10 @@ class Diffusers:
         with suppress(UserError):
             config = read_json(Path(self.folder) / "config.json", constants=True)
         if not isinstance(config, dict) or "_class_name" not in config:
-            raise UserError(f"{self.folder} is no autoencoder of diffusers: it holds no config.json with a _class_name")
+            inner = f"; a pipeline's own is {Path(self.folder) / 'vae'}" if (Path(self.folder) / "vae").is_dir() else ""
+            raise UserError(
+                f"{self.folder} is no autoencoder of diffusers: it holds no config.json with a _class_name{inner}"
+            )
         return config
 
 

@@ -94,6 +94,12 @@ def test_folders_that_are_none(folder, tmp_path):
         made.decoded(samples, tmp_path)
 
 
+def test_a_pipeline_is_told_from_its_autoencoder(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "vae")
+    with pytest.raises(UserError, match=r"no config.json with a _class_name; a pipeline's own is .*vae$"):
+        build("models.autoencoders", {"name": "diffusers", "folder": str(tmp_path)}).load()
+
+
 def test_folders_that_lack_weights(folder, tmp_path):
     made, file = pipeline({"latent": {"scale": 1.0, "shift": 0.0}}), tmp_path / "diffusion_pytorch_model.safetensors"
     samples = made.sample(1, steps=1)
