@@ -58,6 +58,7 @@ RESULTS: Mapping[str, Published] = {
         "FID 18.74",
         "DFM, its public code",
         other="SiT-XL/2 there 21.82; FID 9.77 in the paper, of 512 x 512 images",
+        checked=False,
         parameters={"net": _SIT + 4_291_204},
     ),
     "urepa_xl_2": Published(
