@@ -19,7 +19,9 @@ from gen.models.given import GivenNet
 
 __all__ = ["PipelineModel"]
 
-OPEN = weakref.WeakValueDictionary[str, Any]()  # pipelines of this process, which a run's model and data share
+# Pipelines of this process that models opened by themselves, which a run's model and data share. One that was given
+# stays with its model: it may have prompts, which others of the folder have not.
+OPEN = weakref.WeakValueDictionary[str, Any]()
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class PipelineModel:
 
             known = OPEN.get(self._key) or load_diffusers(self.path, dtype=self.dtype, **self.call)
             object.__setattr__(self, "opened", known)
-        return OPEN.setdefault(self._key, self.opened)
+            OPEN[self._key] = known
+        return self.opened
 
     @property
     def _key(self) -> str:

@@ -146,6 +146,14 @@ def test_a_pipeline_that_moves_is_heard_anew_by_all_that_share_it(folders, monke
     assert ours.module is not before and theirs.module is ours.module and ours.module.inner is before.inner
 
 
+def test_a_teacher_keeps_its_prompts_beside_another_of_its_folder(folders):
+    call = {"height": 16, "width": 16}
+    other = gen.build("models", {"name": "pipeline", "path": str(folders / "sd3"), "call": call})
+    teacher = gen.load_diffusers(folders / "sd3", prompts=["a fox"], **call)
+    assert other.prompted is not teacher and teacher.training_run().model.prompted is teacher
+    assert teacher.training_run().model.prompted.prompts == ("a fox",) != other.prompted.prompts
+
+
 def test_a_teacher_in_python_says_what_it_lacks(folders, tmp_path):
     pipe = with_text_encoder("sd3")
     with pytest.raises(UserError, match="was given as an object, and what is trained is found again by its folder"):
