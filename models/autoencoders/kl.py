@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from gen.diffusion.autoencoder import Posterior, Statistics
-from gen.models.autoencoders.lib.ldm import LEVELS, PUBLISHED, check_levels, ldm_config
-from gen.models.autoencoders.lib.network import Network, check_images, check_latents, of_diffusers, stated
+from gen.models.autoencoders.lib.ldm import LEVELS, PUBLISHED, LDMNetwork, check_levels, ldm_config
+from gen.models.autoencoders.lib.network import check_images, check_latents, of_diffusers, stated
 from gen.models.layers import family
 
 __all__ = ["KL"]
@@ -73,13 +73,8 @@ class KL(family.Family):
         return KLNet(self, of_diffusers("AutoencoderKL", **ldm_config(self), **joined, **scaling))
 
 
-class KLNet(Network):
+class KLNet(LDMNetwork):
     """The network, as gen.diffusion.autoencoder.AutoencoderNet has it."""
-
-    def __init__(self, spec: KL, net: Any) -> None:
-        super().__init__(spec)
-        self.net = net
-        self.channels, self.stride = spec.latent_channels, 2 ** (len(spec.multipliers) - 1)
 
     @property
     def statistics(self) -> Statistics | None:
@@ -95,15 +90,3 @@ class KLNet(Network):
         check_latents(self, latents)
         images: Tensor = self.net.decode(latents).sample
         return images
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """The weight of the decoder's last convolution."""
-        weight: nn.Parameter = self.net.decoder.conv_out.weight
-        return weight
-
-    @property
-    def latent_layer(self) -> nn.Parameter:
-        """The weight of the encoder's last convolution."""
-        weight: nn.Parameter = self.net.encoder.conv_out.weight
-        return weight

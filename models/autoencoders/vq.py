@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from gen.config.fields import check_fields
 from gen.diffusion.autoencoder import CODEBOOK, Posterior, Statistics
 from gen.diffusion.tap import Tap
-from gen.models.autoencoders.lib.ldm import LEVELS, PUBLISHED, check_levels, ldm_config
-from gen.models.autoencoders.lib.network import Network, check_images, check_latents, of_diffusers, stated
+from gen.models.autoencoders.lib.ldm import LEVELS, PUBLISHED, LDMNetwork, check_levels, ldm_config
+from gen.models.autoencoders.lib.network import check_images, check_latents, of_diffusers, stated
 from gen.models.layers import family
 
 __all__ = ["VQ"]
@@ -69,15 +69,10 @@ class VQ(family.Family):
         return VQNet(self, of_diffusers("VQModel", **config))
 
 
-class VQNet(Network):
+class VQNet(LDMNetwork):
     """The network, as gen.diffusion.autoencoder.AutoencoderNet has it; gradients pass the codebook straight through."""
 
     gaussian = False
-
-    def __init__(self, spec: VQ, net: Any) -> None:
-        super().__init__(spec)
-        self.net = net
-        self.channels, self.stride = spec.latent_channels, 2 ** (len(spec.multipliers) - 1)
 
     @property
     def statistics(self) -> Statistics | None:
@@ -112,15 +107,3 @@ class VQNet(Network):
         own = (z.detach() - nearest).square().flatten(1).mean(1)
         commitment = (z - nearest.detach()).square().flatten(1).mean(1)
         return self.spec.codebook * own + self.spec.commitment * commitment
-
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """The weight of the decoder's last convolution."""
-        weight: nn.Parameter = self.net.decoder.conv_out.weight
-        return weight
-
-    @property
-    def latent_layer(self) -> nn.Parameter:
-        """The weight of the encoder's last convolution."""
-        weight: nn.Parameter = self.net.encoder.conv_out.weight
-        return weight

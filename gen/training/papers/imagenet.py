@@ -155,8 +155,8 @@ def urepa_xl_2() -> Run:
 def dfm_xl_2() -> Run:
     """Train DFM-XL/2 on ImageNet 256: two stages of the latent at times of their own, 400,000 updates of 256 latents.
 
-    Sources: Haji-Ali et al. 2025, arXiv 2506.19839; snap-research/elit, README (checked), models/sit_dfm.py and loss.py
-    (not verified): REPA's settings without its alignment, the newest stage the first in .9 of cases, coarser times
+    Sources: Haji-Ali et al. 2025, arXiv 2506.19839; snap-research/elit, README (checked), models/sit_dfm.py and
+    loss.py: REPA's settings without its alignment, the newest stage the first in .9 of cases, coarser times
     logit-normal (-2, 1), 40 Euler steps to the threshold .1 and 10 behind it. The paper's own networks differ
     (docs/stages.md): 500,000 updates in FLUX's latents of 512 x 512 images, FID 9.77.
 

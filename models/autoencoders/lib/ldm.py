@@ -1,4 +1,4 @@
-"""Shared parts of the autoencoders of LDM: levels, and the names of their tensors there and in diffusers."""
+"""Shared parts of the autoencoders of LDM: levels, their network, and its tensors' names there and in diffusers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.config.spec import Json
+from gen.models.autoencoders.lib.network import Network
 
-__all__ = ["LEVELS", "PUBLISHED", "check_levels", "ldm_config", "ldm_name", "to_diffusers", "to_ldm"]
+__all__ = ["LEVELS", "PUBLISHED", "LDMNetwork", "check_levels", "ldm_config", "ldm_name", "to_diffusers", "to_ldm"]
 
 PUBLISHED: Json = {"width": 128, "blocks": 2, "groups": 32, "size": 256, "channels": 3}
 # levels by how much smaller latents are; attention where those of 256 x 256 pictures are 16 x 16 and smaller
@@ -22,6 +23,32 @@ LEVELS: Mapping[str, Json] = {
     "f16": {"multipliers": (1, 1, 2, 2, 4), "attention_levels": (4,)},
     "f32": {"multipliers": (1, 1, 2, 2, 4, 4), "attention_levels": (4, 5)},
 }
+
+
+class LDMNetwork(Network):
+    """Base of the networks around diffusers' AutoencoderKL and VQModel.
+
+    Args:
+        spec: the dataclass that `check_levels` checked.
+        net: of diffusers.
+    """
+
+    def __init__(self, spec: Any, net: Any) -> None:
+        super().__init__(spec)
+        self.net = net
+        self.channels, self.stride = spec.latent_channels, 2 ** (len(spec.multipliers) - 1)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weight of the decoder's last convolution."""
+        weight: nn.Parameter = self.net.decoder.conv_out.weight
+        return weight
+
+    @property
+    def latent_layer(self) -> nn.Parameter:
+        """The weight of the encoder's last convolution."""
+        weight: nn.Parameter = self.net.encoder.conv_out.weight
+        return weight
 
 
 def check_levels(spec: Any) -> None:
