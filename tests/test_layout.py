@@ -61,7 +61,7 @@ def tree(path):
 def walk(node, skip_type_checking=True):
     """All nodes, but not those under `if TYPE_CHECKING:`, which no interpreter runs."""
     for child in ast.iter_child_nodes(node):
-        if skip_type_checking and isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+        if skip_type_checking and isinstance(child, ast.If) and "TYPE_CHECKING" in vars(child.test).values():
             continue
         yield child
         yield from walk(child, skip_type_checking)

@@ -25,7 +25,7 @@ from gen.cli.lib.terminal import harmless_output
 from gen.config.errors import MissingDependency, NonFinite, UserError, nearest, printable
 from gen.config.trust import allowing
 
-__all__ = ["main", "verbs"]
+__all__ = ["main", "verb_files", "verbs"]
 
 OTHER_OPTIONS = {  # of pipelines and training scripts of diffusers, and of other tools -> ours
     "--cfg-scale": "--guidance-scale",
@@ -81,11 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def verbs() -> dict[str, str]:
     """Return the first line of each verb's help by verb, read without importing them."""
-    lines = {}
-    for file in sorted(file for folder in gen.cli.__path__ for file in Path(folder).glob("[!_]*.py")):
-        text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
-        lines[file.stem.replace("_", "-")] = text.partition("\n")[0]
-    return lines
+    texts = {name: ast.get_docstring(ast.parse(file.read_text("utf-8"))) or "" for name, file in verb_files().items()}
+    return {name: text.partition("\n")[0] for name, text in texts.items()}
+
+
+def verb_files() -> dict[str, Path]:
+    """Return the file of each verb, which is `gen VERB`, by verb."""
+    files = sorted(file for folder in gen.cli.__path__ for file in Path(folder).glob("[!_]*.py"))
+    return {file.stem.replace("_", "-"): file for file in files}
 
 
 def _dispatch(words: list[str]) -> int:
@@ -96,8 +99,8 @@ def _dispatch(words: list[str]) -> int:
         print(_overview())
         return 0
     name = words[0]
-    if name not in verbs():
-        raise UserError(f"unknown command {name!r}. {nearest(name, verbs())}")
+    if name not in verb_files():
+        raise UserError(f"unknown command {name!r}. {nearest(name, verb_files())}")
     verb = importlib.import_module(f"gen.cli.{name.replace('-', '_')}")
     parser = _parser(name, verb)
     if any(word in ("-h", "--help") for word in words[1:]):

@@ -228,6 +228,7 @@ def test_the_sampler_is_at_times_that_were_trained():
         method.sampler.grid.times(Flow(), 41)
 
 
+@pytest.mark.slow
 def test_the_student_is_the_quantile_map():
     path, kind, grid = EDM(20.0), parameterisation.EDMPrecond(1.0), Karras(0.02, 20.0)
     world, times = mixture(path), grid.times(path, 40)[:-1]

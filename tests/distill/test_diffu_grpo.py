@@ -121,6 +121,7 @@ class Even:
         return x.double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block_size", [None, 4])
 def test_answers_become_better(tmp_path, block_size):
     """A network in blocks sees the clean ones before each."""

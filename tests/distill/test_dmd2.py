@@ -132,6 +132,7 @@ def overshoot(ratio, lr=0.03):
     return max(0.0, -lowest)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ratio", "expected"), [(1, 0.298), (2, 0.067), (4, 0.0)])
 def test_a_slow_fake_score_makes_the_student_overshoot(ratio, expected):
     """The oscillation of brightness that DMD2's five critic updates cure: real eigenvalues from four on."""
@@ -268,6 +269,7 @@ def modes_hit(y, data, share=0.25):
     return int((counts >= share * world.weights).sum()), float(counts.sum())
 
 
+@pytest.mark.slow
 def test_a_student_of_two_dimensions_covers_the_modes():
     data = MixturePoints(dim=2, modes=4, std=0.2, radius=1.0)
     y, _ = fitted(DMD2(**FEW), data, 250)

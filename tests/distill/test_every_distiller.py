@@ -130,6 +130,7 @@ def test_gradient_checkpointing_changes_no_bit(method, teachers, tmp_path):
     assert trained[0] and all(map(torch.equal, *trained))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_validation_follows_the_micro_batch_and_does_not_depend_on_it(method, teachers, tmp_path):
     kind, _, options = METHODS[method]

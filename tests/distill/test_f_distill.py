@@ -176,6 +176,7 @@ def test_the_adversarial_gradient_goes_through_the_features():
         assert (size > 1e-6) == moved
 
 
+@pytest.mark.slow
 def test_the_discriminator_learns_the_ratio():
     """Data N(1, .5^2) against samples N(0, .5^2), noised: the logit becomes the log ratio, an affine function."""
     objective = FDistill(features="fake", disc_weight=1.0, hidden=32)

@@ -115,6 +115,7 @@ def rest(method, f, mixture, batch, rtol):
     return f
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "param"), [(Trig(), V()), (Flow(), Velocity())], ids=["trig", "flow"])
 def test_scm(path, param):
     method = SCM(times=Uniform(), warmup=0, damping=1e6, adaptive=False, derivative="difference")
@@ -123,6 +124,7 @@ def test_scm(path, param):
     assert miss(f, world(path), Renoise(), [path.t1, 0.0]) < 1e-2
 
 
+@pytest.mark.slow
 def test_meanflow():
     """A target time's average velocity is taught by itself alone, so that each has a student of its own."""
     method = MeanFlow(times=Uniform(), flow_share=0.0, velocity="teacher", power=0.0, derivative="difference")

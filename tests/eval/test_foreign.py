@@ -174,6 +174,7 @@ class Reader:
         return torch.nn.functional.normalize(torch.tensor([[1.0, len(text)] for text in texts]), dim=1)
 
 
+@pytest.mark.slow
 def test_what_a_newcomer_tried(npz, tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here").mkdir()

@@ -107,6 +107,7 @@ def test_features_by_every_layer_and_rule(net) -> None:
     torch.testing.assert_close(extractor(net, layer="logits")(picture) - unbiased, net.fc.bias[None], **TOLERANCE)
 
 
+@pytest.mark.slow
 def test_single_precision_is_near_double_precision(state, net) -> None:
     picture = pictures()[0][:1]
     double = InceptionNet({name: value.double() for name, value in state.items()}).double()
@@ -133,6 +134,7 @@ def test_both_families_of_names_are_one_network(state) -> None:
     assert len(tracked) == 94 and len(digests) == 1
 
 
+@pytest.mark.slow
 def test_import_remembers_its_source(tmp_path, state, capsys, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": other_names(state)}, "nvidia.pt")

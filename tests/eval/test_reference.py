@@ -133,6 +133,7 @@ def test_a_run_means_the_same_from_any_working_directory(npz, tmp_path, monkeypa
     assert train(Run(data=Npz("ref.npz"), steps=3, **how), "relative", quiet=True).step == 3
 
 
+@pytest.mark.slow
 def test_the_command_of_a_record_runs_again_as_it_is(folder, npz, tmp_path, monkeypatch):
     how = {"n": 12, "steps": 1, "seconds": 0.01}
     module = __name__

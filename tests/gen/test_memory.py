@@ -47,6 +47,7 @@ def written(folder, spec, tensors):
     checkpoints.write(folder, {"net.safetensors": tensors}, {"run": run, "step": 0, "latent": {}, **about})
 
 
+@pytest.mark.slow
 def test_the_peak_of_loading_and_of_writing_is_one_model(tmp_path):
     """It was three: the file's bytes, its tensors, and the fresh module."""
     net = WIDE.build()

@@ -218,6 +218,7 @@ def test_skipping_one_block_equals_a_network_without_it(name):
     assert torch.equal(skipped, net(x, t, cond))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dit", "ddt"])
 def test_it_compiles_to_one_graph(name):
     net = random_net(digits(name))

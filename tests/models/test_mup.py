@@ -115,11 +115,13 @@ def exponents(mup_base, widths=(72, 216, 648)):
     return {site: (slope(site, 0), slope(site, 1)) for site in found[0]}
 
 
+@pytest.mark.slow
 def test_activations_do_not_grow_with_the_width():
     for site, (size, change) in exponents(mup_base=288).items():
         assert abs(size) < 0.1 and abs(change) < 0.1, f"{site}: {size:.3f}, {change:.3f}"
 
 
+@pytest.mark.slow
 def test_without_it_they_do():
     found = exponents(mup_base=None)
     for site in ("hidden.0", "hidden.1", "final", "time"):

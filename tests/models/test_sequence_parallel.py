@@ -17,6 +17,7 @@ def ranks(request, tmp_path_factory):
     return spread("tests.models.token_shares:everything", request.param, tmp_path_factory.mktemp("ranks"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", TIGHT)
 @pytest.mark.parametrize("method", ["ulysses", "ring", "usp"])
 @pytest.mark.parametrize("name", ["dit", "lightning_dit"])

@@ -37,6 +37,7 @@ def ranks(runs, tmp_path_factory):
     return spread("tests.models.text_shares:everything", 2, tmp_path_factory.mktemp("ranks"), RUNS=str(runs))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_two_processes_are_one(runs, ranks, kind, capsys):

@@ -1,5 +1,6 @@
 """The data and the sizes of the comparison of adapters."""
 
+import pytest
 import torch
 
 from gen.data.digits import Digits
@@ -8,6 +9,7 @@ from scripts.adapter_starts import BLOCKS, METHODS, Exchanged, _over, as_large, 
 from tests.models.test_families import digits
 
 
+@pytest.mark.slow
 def test_digits_are_exchanged_and_numbers_counted():
     data, plain = Exchanged("test"), Digits().open("test")
     assert len(data) == len(plain) and torch.equal(data[3]["x"], -plain[3]["x"]) and data[3]["y"] == plain[3]["y"]

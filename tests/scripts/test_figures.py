@@ -3,11 +3,14 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from scripts import figures
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
+@pytest.mark.slow
 def test_the_table_and_the_legends_are_what_is_measured(tmp_path, capsys):
     assert figures.main(["--out", str(tmp_path)]) == 0
     page = (DOCS / "mathematics.md").read_text(encoding="utf-8")

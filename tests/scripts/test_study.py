@@ -40,6 +40,7 @@ def test_students_wait_for_their_teachers(study):
         study.turns(late, ["b"])
 
 
+@pytest.mark.slow
 def test_a_student_from_end_to_end(study, tmp_path):
     rows = [row for name in ("first", "second") for row in study.one((TINY, name, 1, tmp_path, 20))]
     assert [(row["name"], row["nfe"], row["steps"]) for row in rows] == [

@@ -101,6 +101,7 @@ def test_what_was_measured_while_others_worked_is_refused(tmp_path, capsys, monk
     assert {"vendor", "family", "flags"} <= file["machine"]["cpu"].keys()
 
 
+@pytest.mark.slow
 def test_resume_leaves_out_what_was_measured_with_the_same_settings(tmp_path, capsys):
     _, _, first = quick_fused(capsys, tmp_path)
     code, out, again = quick_fused(capsys, tmp_path, "--resume")
@@ -111,6 +112,7 @@ def test_resume_leaves_out_what_was_measured_with_the_same_settings(tmp_path, ca
     assert "measured before" not in out and anew["cases"] != first["cases"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_loses_one_case(tmp_path, capsys, monkeypatch):
     """Killed at its third case it has two; resumed and killed at its first, still two."""
     words = ("ssm", "--quick", "--seconds", "0.02", "--out", tmp_path)
@@ -154,6 +156,7 @@ def sample_cases():
     return [next(steps[i].cases(cuda)) for i in (0, -1)]
 
 
+@pytest.mark.slow
 def test_the_steps_of_a_plan_share_a_part_s_file_and_are_not_done_twice(tmp_path, capsys):
     plan, words = tmp_path / "plan.toml", ("--quick", "--seconds", "0.001", "--out", tmp_path)
     plan.write_text("[[stage]]")

@@ -15,6 +15,7 @@ def call(capsys, *words):
     return code, out, err
 
 
+@pytest.mark.slow
 def test_a_recipe_without_its_data(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["gen", "train", "cifar10-dit", "--dry-run", "--batch_size", "512"])
@@ -44,6 +45,7 @@ def test_json_has_the_run_and_the_counts(capsys):
     assert found["published"] is None
 
 
+@pytest.mark.slow
 def test_a_student_of_a_run_and_a_method_with_pairs(capsys, tmp_path):
     train(tiny(steps=1, validate_every=0), tmp_path / "teacher", quiet=True)
     teacher = ("--teacher", str(tmp_path / "teacher"), "--dry-run", "--json")

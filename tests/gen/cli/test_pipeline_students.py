@@ -90,6 +90,7 @@ def test_a_student_is_distilled_sampled_and_loaded_by_the_pipeline(name, method,
     assert relative(ours.x, theirs) < 5e-5
 
 
+@pytest.mark.slow
 def test_a_pipeline_is_tuned_on_captioned_pictures(folders, tmp_path, capsys):
     rows = ["file,caption"]
     for i, caption in enumerate(PROMPTS.splitlines()):

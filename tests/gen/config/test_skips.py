@@ -9,6 +9,7 @@ NO_TORCH = """
 from types import SimpleNamespace
 cuda = SimpleNamespace(is_available=lambda: False)
 set_num_threads = manual_seed = lambda number: None
+default_generator = SimpleNamespace(manual_seed=manual_seed)
 """
 
 

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 FIRST = ("gen.data.lib.shards", "gen.data.lib.encoding", "gen.pipeline")
 CHILDREN = """
 import os, torch
@@ -14,6 +16,7 @@ for name in {names}:
 """
 
 
+@pytest.mark.slow
 def test_each_can_be_imported_first():
     """In a process of its own, forked from one that has imported torch alone."""
     code = CHILDREN.format(names=FIRST)

@@ -137,6 +137,7 @@ Folder(sys.argv[1], size=8).open("train")
 """
 
 
+@pytest.mark.slow
 def test_a_kill_leaves_what_was_read(many, reads):
     assert subprocess.run([sys.executable, "-c", KILLED, str(many)]).returncode == -9
     first = opened(many)

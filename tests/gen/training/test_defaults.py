@@ -31,6 +31,7 @@ PATHS = [
     {"name": "ddpm", "schedule": "scaled_linear"},
     {"name": "edm", "sigma_max": 10.0},
 ]
+OTHERS = ("text", "ddit", "given", "pipeline")  # families that are not of pictures, or that need a path
 
 
 @pytest.mark.parametrize("path", PATHS, ids=str)
@@ -111,7 +112,9 @@ def test_defaults_follow_a_table_to_the_factor_on_time():
     assert override(digits(), {"path": "ddpm", "model": "edm2"}).model.bandwidth == 1e-3
 
 
-@pytest.mark.parametrize("name", [name for name in names("models") if name not in ("text", "ddit", "given")])
+@pytest.mark.parametrize(
+    "name", [name for name in names("models") if name not in ("text", "ddit", "given", "pipeline")]
+)
 def test_defaults_follow_the_data_and_the_path_in_every_model(name):
     """A family by its name alone, or by a preset, takes the data of the recipe; the time moves what it embeds."""
     fitted = override(digits(), {"model": name}).model

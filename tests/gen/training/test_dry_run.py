@@ -55,6 +55,7 @@ RUNS = [  # run, how much of what is allocated the estimate may miss
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Profiler")
 @pytest.mark.parametrize(("run", "missed"), RUNS)
 def test_memory_is_what_a_cpu_allocates(run, missed):
@@ -74,6 +75,7 @@ def test_operations_and_parameters_of_a_transformer():
     assert cost.parameters == {"net": (trained, tokens * width)}
 
 
+@pytest.mark.slow
 def test_eight_gpus_share_the_batch():
     alone, shared = (cost_of(digits(), gpus) for gpus in (1, 8))
     assert shared.micro_batch == alone.micro_batch / 8 == 8

@@ -82,6 +82,7 @@ def one(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(one, tmp_path):
     assert together(small(), tmp_path / "two") == [1, 0]
     assert apart(one / "checkpoints/step-0000006", tmp_path / "two/checkpoints/step-0000006") < 1e-6

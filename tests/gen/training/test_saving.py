@@ -94,6 +94,7 @@ def test_a_snapshot_keeps_its_memory():
     assert snapshot.copy("a", "x", x.double()).dtype == torch.float64
 
 
+@pytest.mark.slow
 def test_a_student_of_several_roles_that_is_killed_while_it_is_saved_goes_on_to_the_same_bits(tmp_path, monkeypatch):
     teacher, changes = tmp_path / "teacher", {"steps": 6, "save_every": 2, "keep": 3, "validate_every": 0}
     train(tiny(steps=2), teacher, quiet=True)

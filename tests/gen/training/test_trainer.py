@@ -288,6 +288,7 @@ def test_a_run_round_trips_through_json():
     assert run_from(json.loads(json.dumps(run_spec(run))), None) == run
 
 
+@pytest.mark.slow
 def test_trackers_are_asked_for_by_name_or_not_imported(tmp_path):
     with pytest.raises(UserError, match=r"unknown tracker 'tensorbord'\. Did you mean 'tensorboard'"):
         train(tiny(trackers=("tensorbord",)), tmp_path / "run", quiet=True)

@@ -119,6 +119,7 @@ def test_pictures_of_another_size_are_refused():
         net.decode(torch.zeros(1, 4, 8, 8, dtype=torch.float64))
 
 
+@pytest.mark.slow
 def test_digits_from_training_to_samples(tmp_path, monkeypatch):
     """It learns; its latents are trained on; what is sampled in them is decoded with their statistics."""
     monkeypatch.chdir(tmp_path)

@@ -184,6 +184,7 @@ def betas(schedule, n, spacing):
     return kept, bars, before, 1 - bars / before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "schedule"), [("ddpm", "linear"), ("ddpm", "cosine"), ("ddim", "cosine")])
 @torch.no_grad()
 def test_it_is_sampled_as_their_scripts_do(tmp_path, sampler, schedule):

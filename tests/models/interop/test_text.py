@@ -162,7 +162,7 @@ def test_logits_are_those_of_transformers(tmp_path, kind, dtype):
     expected = net.to(dtype)(x, attention_mask=mask.expand(3, 1, -1, -1)).logits
     if SHIFTS[kind]:
         expected = torch.cat([expected[:, :1], expected[:, :-1]], 1)
-    tol = 1e-5 if dtype == torch.float32 else 1e-10
+    tol = 5e-5 if dtype == torch.float32 else 1e-10  # the rounding of single precision differs between processors
     torch.testing.assert_close(pipeline.net.to(dtype)(x), expected, rtol=tol, atol=tol)
     assert expected.std() > 0.5
 

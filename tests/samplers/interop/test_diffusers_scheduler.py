@@ -101,6 +101,7 @@ def image_to_image(scheduler, steps, strength):
     return timesteps, t_start
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize("solver", names("samplers.solvers"))
 def test_index_contract_a_loop_begins_where_the_strength_says(solver):
@@ -143,6 +144,7 @@ class Shifted(Noise):
         return super().normal(step + self.first, shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "param", "grid"), CASES)
 @pytest.mark.parametrize("solver", names("samplers.solvers"))
 def test_index_contract_every_listed_timestep_takes_noise(solver, path, param, grid):

@@ -45,6 +45,7 @@ def test_euler_is_the_scheduler_of_every_pipeline(name):
     assert relative(ours, theirs) < (5e-5 if name in ("sd3", "z_image") else 2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_solver_runs_in_every_pipeline(name):
     """As many evaluations as it declares, and a finite end; all in one of each kind of times, a fourth elsewhere."""
@@ -122,6 +123,7 @@ def test_image_to_image_and_inpainting_begin_where_the_pipeline_says(name, which
         assert not which or torch.allclose(out[kept], theirs[kept]), solver
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("solver", ["euler", "heun", "rk4", "pndm", "exp_ab", "flow_adams", "unipc"])
 def test_a_loop_is_divided_between_a_pipeline_and_its_refiner(solver):

@@ -189,6 +189,7 @@ def test_a_fitness_that_is_no_number_loses():
 # On the exact mixture
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "solver", "steps"), [(Flow(), "euler", 5), (Flow(), "dpmpp", 4), (EDM(), "dpmpp", 6)], ids=repr
 )

@@ -77,6 +77,7 @@ def test_adapters_alone_are_trained_stored_and_resumed_to_the_bit(name, method, 
     assert all(p.grad is None for p in f.net.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), STUDENTS[:2], ids=IDS[:2])
 def test_a_few_steps_lower_the_loss(name, method, tmp_path):
     """At fixed times and noise, from that of the teacher itself."""
