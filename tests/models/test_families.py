@@ -292,6 +292,7 @@ def test_wrong_input_is_one_line(name, wrong):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "preset"), LARGE, ids=lambda v: str(v))
 def test_every_preset_runs_on_the_meta_device(name, preset):
     spec = find(name, "models").preset(preset)

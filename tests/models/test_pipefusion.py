@@ -154,9 +154,10 @@ def test_refusals_and_spec():
     assert not engine.collective and PipeFusion().collective
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("worker", "names", "count"),
-    [("one_network", ["dit"], 2), pytest.param("everything", NETS, 4, marks=pytest.mark.slow)],
+    [("one_network", ["dit"], 2), ("everything", NETS, 4)],
 )
 def test_processes_are_the_stages_of_one_process(tmp_path, worker, names, count):
     ranks = spread(f"tests.models.pipefusion_shares:{worker}", count, tmp_path)

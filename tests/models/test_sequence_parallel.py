@@ -28,6 +28,7 @@ def test_output_and_gradients_are_those_of_one_process(ranks, name, method, kind
         assert torch.equal(rank[f"{name} {method} {kind} sent"], rank[f"{name} {method} {kind} foretold"])
 
 
+@pytest.mark.slow
 def test_every_process_has_the_same_samples(ranks):
     for rank in ranks:
         assert torch.equal(rank["samples"], ranks[0]["samples"])

@@ -192,6 +192,7 @@ def test_sharded_checkpoints_are_written_by_all_processes_and_a_damaged_one_is_p
         assert checkpoints.newest(two / "checkpoints") == middle
 
 
+@pytest.mark.slow
 def test_a_sharded_checkpoint_is_there_once_all_shards_are(tmp_path):
     for rank in spread("tests.gen.parts:interrupted", 2, tmp_path / "ranks", FOLDER=str(tmp_path / "run")):
         assert rank["right"]

@@ -236,8 +236,9 @@ def test_a_start_from_another_network_is_one_line(tmp_path, model, message):
     assert "\n" not in str(caught.value) and not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("family", ["dit", "unet", "song_unet", "ssm", "lightnet"])
-@pytest.mark.parametrize("classes", [3, 0])
+@pytest.mark.parametrize(
+    ("family", "classes"), [("dit", 3), ("dit", 0), ("unet", 0), ("song_unet", 3), ("ssm", 0), ("lightnet", 3)]
+)
 def test_a_start_for_other_classes_draws_the_labels_anew_and_says_so(tmp_path, capsys, family, classes):
     model = {"name": family, "preset": "digits"}
     train(tiny(model=model, steps=1), tmp_path / "ten", quiet=True)

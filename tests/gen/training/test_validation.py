@@ -21,6 +21,7 @@ def seen_rows(trainer):
     return loss, max(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "micro"), [(8, None), (8, 2), (64, 16), (512, None)])
 def test_the_network_sees_no_more_than_a_micro_batch(tmp_path, batch, micro, monkeypatch):
     monkeypatch.setattr("gen.training.trainer.VALIDATION_SAMPLES", 512)

@@ -336,6 +336,7 @@ def pipeline(kind, name, scheduler, **options):
     return pipe
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", ["euler", "heun", "midpoint", "rk4", "dpmpp_single", "exp_ab", "adaptive"])
 def test_index_contract_in_pipelines_of_diffusers(solver):
     """Image to image from the noise level of the strength, against our loop; inpainting keeps what is masked."""

@@ -84,6 +84,7 @@ def variant(kind, name):
     return built
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 @pytest.mark.parametrize("which", [0, 1], ids=["image_to_image", "inpainting"])
 def test_image_to_image_and_inpainting_begin_where_the_pipeline_says(name, which):

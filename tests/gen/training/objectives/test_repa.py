@@ -45,6 +45,7 @@ def test_the_same_seed_gives_the_same_loss(name):
     assert first == again != other
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_stopping_and_going_on_gives_the_same_bits(name, tmp_path):
     """ERW stops in its first phase and ends in its second."""

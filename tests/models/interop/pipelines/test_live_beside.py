@@ -59,6 +59,7 @@ CHANGES = [add_lora, quantise, cast, offload_groups, offload_leaves, offload_mod
            pytest.param(compile_blocks, marks=pytest.mark.slow)]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the other libraries
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 @pytest.mark.parametrize("first", ["changed", "accelerated"])

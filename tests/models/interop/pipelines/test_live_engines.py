@@ -92,6 +92,7 @@ def test_norms_in_fewer_passes_are_their_classes_in_float64():
     assert FUSED["AdaLayerNormContinuous"](AdaLayerNormContinuous(8, 8, norm_type="rms_norm")) is None
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the other libraries
 @pytest.mark.parametrize("change", [add_lora, offload_groups, hook_blocks], ids=lambda change: change.__name__)
 @pytest.mark.parametrize("first", ["changed", "accelerated"])
