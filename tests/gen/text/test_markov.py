@@ -196,17 +196,20 @@ def sampled(chain, n, length, seed):
 
 @pytest.mark.slow
 def test_a_model_trained_on_the_chain_fills_nearly_as_often_right_as_the_chain_itself(tmp_path):
-    """Texts of 24 bytes with random spans hidden; a minute of one core. docs/text.md has numbers of 3,000 gaps."""
+    """Texts of 24 bytes with random spans hidden; half a minute of one core.
+
+    Measured 92 right, and 107 by the chain; docs/text.md has numbers of 3,000 gaps.
+    """
     chain, file = pydoc(), tmp_path / "lines.jsonl"
     file.write_text("".join(json.dumps({"text": line}) + "\n" for line in sampled(chain, 20000, 24, 0)))
     data = {"path": str(file), "length": 24, "infill": "spans", "infill.share": 0.3, "infill.mean": 2.0}
     changes = {f"data.{key}": value for key, value in data.items()}
-    changes |= {"model.width": 64, "model.depth": 2, "model.heads": 4, "model.block_size": None, "steps": 1500}
+    changes |= {"model.width": 64, "model.depth": 2, "model.heads": 4, "model.block_size": None, "steps": 700}
     changes |= {"objective": "llada", "batch_size": 64, "sample_every": 0, "validate_every": 0, "save_every": 0}
     gen.train(override(text_recipe(), changes), tmp_path / "run", quiet=True)
     model, known = gen.load(tmp_path / "run"), TextPipeline(chain, Bytes())
     right, gaps, how = {"model": 0, "chain": 0}, [], {"policy": {"name": "topk", "k": 1}, "temperature": 0}
-    for i, line in enumerate(sampled(chain, 1500, 24, 1)):
+    for i, line in enumerate(sampled(chain, 600, 24, 1)):
         size, start = 1 + i % 3, 1 + i * 7 % 20
         gaps.append([line[:start], Gap(size), line[start + size :]])
         gaps[-1] = ([part for part in gaps[-1] if part != ""], line)

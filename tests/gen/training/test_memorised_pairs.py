@@ -54,12 +54,12 @@ def test_memorised_pairs_are_right_at_every_length(tmp_path, objective, block_si
 
 @pytest.mark.slow
 def test_gaps_of_memorised_texts_are_filled_whether_their_length_is_known_or_not(tmp_path):
-    """Ten texts trained with random gaps: measured 10 right of 10 with the gap's length, and with 4 tokens more."""
+    """Ten texts trained with random gaps: measured 10 right of 10 with the gap's length, and 9 with 4 tokens more."""
     file, texts = tmp_path / "lines.jsonl", [(f"say {p}", r) for p, r in pairs()[:10]]
     file.write_text("".join(json.dumps({"text": p + r}) + "\n" for p, r in texts))
     data = {"name": "text", "path": str(file), "length": 48, "holdout": 0.0, "infill": {"name": "middle", "room": 6}}
     small = {"length": 48, "width": 64, "depth": 3, "block_size": None}
-    quiet = {"sample_every": 0, "validate_every": 0, "ema": [], "steps": 1500, "batch_size": 30}
+    quiet = {"sample_every": 0, "validate_every": 0, "ema": [], "steps": 800, "batch_size": 30}
     changes = {"data": data, "objective": "llada", **quiet, **{f"model.{key}": value for key, value in small.items()}}
     train(override(text(), changes), tmp_path / "run", quiet=True)
     model, right = gen.load(tmp_path / "run"), {"length": 0, "max": 0}
@@ -70,4 +70,4 @@ def test_gaps_of_memorised_texts_are_filled_whether_their_length_is_known_or_not
             filled = model.generate([[whole[:first], gen.Gap(**{kind: size}), whole[last:]]])
             right[kind] += filled.documents[0] == whole
     print(right)
-    assert min(right.values()) >= 9, right
+    assert min(right.values()) >= 8, right
