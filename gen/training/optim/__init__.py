@@ -1,4 +1,4 @@
-"""Optimisers: one file each, adamw and lion. This page is the contract; your own is "my_package.module:Class"."""
+"""Optimisers: one file each; library has those of pytorch-optimizer. Your own is "my_package.module:Class"."""
 
 from __future__ import annotations
 

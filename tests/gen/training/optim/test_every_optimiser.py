@@ -87,12 +87,21 @@ class Optim:
         return globals()[self.kind](parameters, self.lr)
 
 
-GOOD = [*names("training.optim"), "StepInGroup", "AverageInGroup"]
+LIBRARYS = ("adan", "adabelief", "lamb", "diffgrad", "adamp", "exadam", "soap", "prodigy")
+GOOD = [
+    *({"name": name} for name in names("training.optim") if name != "library"),
+    {"name": "conda", "gap": 4},
+    {"name": "frugal", "gap": 4},
+    {"name": "frugal", "gap": 4, "by": "columns"},
+    *({"name": "library", "optimizer": name} for name in LIBRARYS),
+    *map(Optim, ("StepInGroup", "AverageInGroup")),
+]
 
 
-@pytest.mark.parametrize("name", GOOD)
-def test_six_and_six_steps_are_twelve(tmp_path, name):
-    optim = {"name": name, "lr": 1e-2} if name.islower() else Optim(name)
+@pytest.mark.parametrize("optim", GOOD, ids=str)
+def test_six_and_six_steps_are_twelve(tmp_path, optim):
+    """A basis or a share is drawn anew between the two as well as after the second begins."""
+    optim = {**optim, "lr": 1e-2} if isinstance(optim, dict) else optim
     how = {"optim": optim, "validate_every": 0, "log_every": 100}
     train(tiny(steps=12, **how), tmp_path / "whole", quiet=True)
     train(tiny(steps=6, **how), tmp_path / "parts", quiet=True)
