@@ -25,6 +25,7 @@ FOLDERS = (
     "data",
     "models",
     "models.autoencoders",
+    "models.discriminators",
     "models.encoders",
     "models.text_encoders",
     "models.engines",

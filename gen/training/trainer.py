@@ -35,7 +35,7 @@ from gen.training.lora import adapted_copy
 from gen.training.low_precision import to_float8
 from gen.training.noise_ahead import NoiseAhead, StepNoise, step_noise
 from gen.training.objectives import Batch, Objective
-from gen.training.optim import build_optimisers
+from gen.training.optim import build_optimisers, set_rates
 from gen.training.previews import preview, why_none
 from gen.training.result import TrainResult
 from gen.training.resume import load_init, resume_from, teacher_of, versions
@@ -323,8 +323,8 @@ class Trainer:
         else:
             self.guard.watch(values[:2])
         for role in roles:
-            for group in self.optims[role].param_groups:
-                group["lr"] = lr * group["scale"]
+            done = max(0, self.steps_done - self.objective.delays.get(role, 0))
+            set_rates(self.optims[role], self.run.optim.lr * self.run.schedule.factor(done, self.run.steps))
             self.optims[role].step()
         for parameter in chain(*self.parameters.values()):  # a loss may have left some in networks it does not train
             parameter.grad = None

@@ -119,6 +119,11 @@ class Objective(Protocol):
         """Factors on the run's learning rate by role; {} by default, 1 for all."""
         return {}
 
+    @property
+    def delays(self) -> Mapping[str, int]:
+        """Updates by role before the schedule of its learning rate begins; {} by default, 0 for all."""
+        return {}
+
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         """Return the networks to train by role; the first samples. {"net": net} by default.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from gen.diffusion.alignment import adaptive_weight
 from gen.diffusion.denoiser import DenoiserLike
 from gen.diffusion.net import sides
 from gen.training.objectives import Batch, Roles, Step
-from gen.training.objectives.lib.patch_gan import PatchGAN, generator_hinge, hinge
+from gen.training.objectives.lib.adversarial import DiffAug, Discriminator, generator_hinge, hinge
 from gen.training.objectives.reconstruct import Reconstruction
 
 __all__ = ["Tokenizer"]
@@ -39,7 +39,10 @@ class Tokenizer(Reconstruction):
         discriminator_start: updates before the discriminator learns; None for gan_start.
         gan_eps: see above; 1e-4 in LDM, 1e-6 in RAE.
         gan_most: see above.
-        discriminator: the network.
+        discriminator: the network, see gen.models.discriminators; "dino" is RAE's.
+        augment: what it sees of pictures and reconstructions, each drawn anew; None for them as they are.
+        discriminator_lr: factor on its learning rate, whose schedule begins with its first update: in a run of n
+            updates it has followed the curve up to n - discriminator_start at the end, as RAE's does.
         quantise: whether it sees reconstructions clamped and rounded to 8 bits, as RAE's does.
         tau: scale of the noise; 0 for none, 0.8 in RAE.
         sigma: "half_normal", |N(0, tau^2)|, of RAE's paper; "uniform", tau U(0, 1), of its code.
@@ -52,7 +55,9 @@ class Tokenizer(Reconstruction):
     discriminator_start: int | None = None
     gan_eps: float = 1e-4
     gan_most: float = 1e4
-    discriminator: PatchGAN = field(default_factory=PatchGAN)
+    discriminator: Any = part("models.discriminators", kinds=(Discriminator,), default="patch_gan")
+    augment: DiffAug | None = None
+    discriminator_lr: float = 1.0
     quantise: bool = False
     tau: float = 0.0
     sigma: Literal["half_normal", "uniform"] = "half_normal"
@@ -60,7 +65,19 @@ class Tokenizer(Reconstruction):
     def __post_init__(self) -> None:
         super().__post_init__()
         some = dict.fromkeys(("perceptual_weight", "gan_weight", "gan_start", "discriminator_start", "tau"), "[0, inf)")
-        check_fields(self, gan_eps="(0, inf)", gan_most="(0, inf)", **some)
+        check_fields(self, gan_eps="(0, inf)", gan_most="(0, inf)", discriminator_lr="(0, inf)", **some)
+
+    @property
+    def rates(self) -> Mapping[str, float]:
+        return {"discriminator": self.discriminator_lr} if self.gan_weight else {}
+
+    @property
+    def delays(self) -> Mapping[str, int]:
+        return {"discriminator": self._start} if self.gan_weight else {}
+
+    @property
+    def _start(self) -> int:
+        return self.gan_start if self.discriminator_start is None else self.discriminator_start
 
     def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
         roles = super().roles(net, teacher)
@@ -72,8 +89,7 @@ class Tokenizer(Reconstruction):
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         cond = {"posterior": self.drawn(roles, batch, "posterior").to(batch.x)}
         yield self.autoencoder_step(roles, batch, cond)
-        start = self.gan_start if self.discriminator_start is None else self.discriminator_start
-        if self.gan_weight and batch.step >= start:
+        if self.gan_weight and batch.step >= self._start:
             yield self.discriminator_step(roles, batch, cond)
 
     def autoencoder_step(self, roles: Roles, batch: Batch, cond: dict[str, Tensor]) -> Step:
@@ -88,7 +104,7 @@ class Tokenizer(Reconstruction):
         latents, held = self.latent_loss(roles, features, batch.x)
         loss, logs = images + latents, {**seen, **held}
         if self.gan_weight and batch.step >= self.gan_start:
-            adversarial = generator_hinge(roles["discriminator"].net(out))
+            adversarial = generator_hinge(self.logits(roles, batch, out, "generator"))
             last = self._net(roles).last_layer
             weight = adaptive_weight(images, adversarial, last, self.gan_most, self.gan_eps)
             loss = loss + self.gan_weight * weight * adversarial
@@ -123,10 +139,21 @@ class Tokenizer(Reconstruction):
             fake = self.reconstruct(roles, batch, cond)[0]
             if self.quantise:
                 fake = ((fake.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-        see = roles["discriminator"].net
-        real, fake = see(batch.x), see(fake)
+        real, fake = (self.logits(roles, batch, x, name) for x, name in ((batch.x, "real"), (fake, "fake")))
         logs = {"real_logit": real.mean(), "fake_logit": fake.mean()}
         return "discriminator", hinge(real, fake), logs
+
+    def logits(self, roles: Roles, batch: Batch, x: Tensor, name: str) -> Tensor:
+        """Return the discriminator's logits of pictures, augmented if they are to be.
+
+        Args:
+            roles, batch: as of the call.
+            x: pictures [B, C, H, W].
+            name: of the draws.
+        """
+        seen: Tensor = x if self.augment is None else self.augment(x, batch.noise, f"augment {name}")
+        logits: Tensor = roles["discriminator"].net(seen)
+        return logits
 
     def image_loss(self, out: Tensor, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss, logs = super().image_loss(out, x)

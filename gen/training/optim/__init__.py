@@ -14,7 +14,7 @@ from gen.config.spec import Json
 from gen.diffusion.net import members
 from gen.training.optimiser_state import check_resumable
 
-__all__ = ["Optimiser", "build_optimisers", "decouple_weight_decay", "parameter_groups"]
+__all__ = ["Optimiser", "build_optimisers", "decouple_weight_decay", "parameter_groups", "set_rates"]
 
 
 class Optimiser(Protocol):
@@ -72,6 +72,17 @@ def parameter_groups(net: nn.Module, rate: float = 1.0) -> list[Json]:
         if parameter.requires_grad:
             groups.setdefault(scales.get(name, 1.0), []).append(parameter)
     return [{"params": parameters, "scale": rate * scale} for scale, parameters in groups.items()]
+
+
+def set_rates(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of each group of parameters, times the factor of its own.
+
+    Args:
+        optimiser: of `build_optimisers`.
+        lr: the rate at this step.
+    """
+    for group in optimiser.param_groups:
+        group["lr"] = lr * group["scale"]
 
 
 def decouple_weight_decay(parameters: ParamsT, weight_decay: float) -> list[Json]:

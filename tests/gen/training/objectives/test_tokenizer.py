@@ -15,16 +15,19 @@ from gen.diffusion.parameterisation import X0
 from gen.diffusion.path import Flow
 from gen.eval.features.lib.lpips import Lpips
 from gen.eval.perceptual.lpips import PerceptualLoss
+from gen.models.discriminators.patch_gan import PatchGAN
 from gen.training.log import read_metrics
 from gen.training.objectives import Batch
-from gen.training.objectives.lib.patch_gan import PatchGAN, generator_hinge, hinge
+from gen.training.objectives.lib.adversarial import DiffAug, generator_hinge, hinge
 from gen.training.objectives.reconstruct import Reconstruction
 from gen.training.objectives.tokenizer import Tokenizer
 from gen.training.objectives.vf import VF
-from gen.training.trainer import train
+from gen.training.schedules import Cosine
+from gen.training.trainer import Trainer, train
 from tests.eval.test_lpips import random_trunk
 from tests.gen.training.test_processes import apart, small, together
 from tests.gen.training.test_trainer import same, weights
+from tests.models.discriminators.test_dino import SMALL
 
 GAN = {"discriminator": PatchGAN(width=8, layers=1)}
 KL = {"name": "kl", "preset": "digits"}
@@ -205,7 +208,15 @@ def adversarial(objective, **changes):
     return small(model=KL, objective=objective, parameterisation="x0", sample_every=0, **changes)
 
 
-@pytest.mark.parametrize("objective", [Tokenizer(**GAN, gan_start=2, tau=0.5, quantise=True), VF(**GAN)])
+AGAINST_DINO = Tokenizer(discriminator=SMALL, augment=DiffAug(cutout=0.25), discriminator_start=1, discriminator_lr=0.5)
+OBJECTIVES = {
+    "patches": Tokenizer(**GAN, gan_start=2, tau=0.5, quantise=True),
+    "vf": VF(**GAN),
+    "dino": AGAINST_DINO,
+}
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES.keys())
 def test_stopping_between_two_adversaries_and_going_on_gives_the_same_bits(objective, tmp_path):
     changes = {"optim": {"name": "adamw", "lr": 1e-3, "betas": [0.5, 0.9]}, "batch_size": 4}
     train(adversarial(objective, **changes), tmp_path / "whole", quiet=True)
@@ -217,6 +228,34 @@ def test_stopping_between_two_adversaries_and_going_on_gives_the_same_bits(objec
     assert any("discriminator" in name for name in files)
     logs = [read_metrics(tmp_path / folder / "metrics.jsonl") for folder in ("whole", "parts")]
     assert logs[0] == logs[1] and "adversarial_weight" in logs[0][-2]
+
+
+def test_the_discriminator_s_learning_rate_begins_with_its_first_update(tmp_path):
+    """RAE's schedules: warmed up alike, each from its own start."""
+    curve = Cosine(warmup=2, floor=0.1)
+    run = adversarial(AGAINST_DINO, optim={"name": "adamw", "lr": 1e-3}, schedule=curve, batch_size=4)
+    trainer, seen = Trainer(run, tmp_path / "run", "never", "test", True), []
+    for batches in trainer._batches():
+        trainer.step(batches)
+        seen.append([trainer.optims[role].param_groups[0]["lr"] for role in ("net", "discriminator")])
+        if len(seen) == 4:
+            break
+    for step, (net, discriminator) in enumerate(seen):
+        assert net == 1e-3 * curve.factor(step, run.steps)
+        if step:
+            assert discriminator == 0.5 * (1e-3 * curve.factor(step - 1, run.steps))
+
+
+def test_the_discriminator_sees_augmented_pictures():
+    plain, augmented = (Tokenizer(**GAN, augment=augment) for augment in (None, DiffAug()))
+    roles, batch, shown = roles_of(plain), batch_of(), []
+    roles["discriminator"].net.register_forward_pre_hook(lambda _, given: shown.append(given[0]))
+    for objective in (plain, augmented):
+        list(objective(roles, batch))
+    out, x, fake = shown[:3]
+    assert torch.equal(x, batch.x) and torch.equal(out.detach(), fake)
+    for kind, before, after in zip(("generator", "real", "fake"), shown[:3], shown[3:], strict=True):
+        assert torch.equal(after, DiffAug()(before, batch.noise, f"augment {kind}"))
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The discriminator of patches that autoencoders are trained against, and the hinge losses of both sides."""
+"""The discriminator of patches that LDM and VA-VAE are trained against."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 
-__all__ = ["PatchGAN", "generator_hinge", "hinge"]
+__all__ = ["PatchGAN"]
 
 
 @dataclass(frozen=True)
@@ -70,21 +69,3 @@ class PatchGAN:
         if self.norm == "batch":
             return nn.BatchNorm2d(width, track_running_stats=False)
         return nn.GroupNorm(math.gcd(32, width), width)
-
-
-def hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """Return the discriminator's loss, 0-d: half of mean relu(1 - real) + mean relu(1 + fake) (Lim & Ye 2017).
-
-    Args:
-        real, fake: logits of data and of reconstructions.
-    """
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-
-
-def generator_hinge(fake: Tensor) -> Tensor:
-    """Return the other side's loss, 0-d: -mean(fake).
-
-    Args:
-        fake: logits of reconstructions.
-    """
-    return -fake.mean()
