@@ -18,94 +18,14 @@ from torch import Tensor
 from gen.config.errors import UserError, shown
 from gen.config.fields import check_fields
 from gen.config.spec import part
+from gen.diffusion.noise_path import Angular, LogAlpha, NoisePath
 from gen.diffusion.prediction import Prediction, expand
 from gen.diffusion.tables import cosine_betas, interpolate_table, power_betas, table_position, table_slope
 
 __all__ = [
-    "DDPM", "EDM", "GVP", "VP", "Flow", "NoisePath", "Prediction", "Staged", "Table", "Trig", "ZeroSNR", "expand",
+    "DDPM", "EDM", "GVP", "VP", "Bridge", "Flow", "NoisePath", "Prediction", "Shift", "Staged", "Table", "Trig",
+    "ZeroSNR", "expand",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class NoisePath:
-    """A path x_t = alpha(t) x0 + sigma(t) eps: alpha, sigma, their derivatives, and what follows from them."""
-
-    @property
-    def t1(self) -> float:
-        """The time of (nearly) pure noise."""
-        return 1.0
-
-    @property
-    def time_unit(self) -> float:
-        """About the largest time that the network gets: 1, or the length of a table."""
-        return 1.0
-
-    @property
-    def natural(self) -> Mapping[str, str]:
-        """Names of what suits the path: the defaults of a run that only says the path.
-
-        parameterisation; times: the density of training times; levels: one even over all noise levels, with a low and a
-        high end; grid: of sampling.
-        """
-        return {"parameterisation": "velocity", "times": "uniform", "levels": "uniform", "grid": "linear"}
-
-    @property
-    def knots(self) -> tuple[float, ...]:
-        """Times inside (0, t1), falling, at which the velocity jumps; () for none.
-
-        A loop visits them, evaluates each step on its own side of them, and begins its solver afresh behind them. Such
-        a path has more than one noise level, so rules that add noise are refused.
-        """
-        return ()
-
-    def alpha(self, t: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def sigma(self, t: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def dalpha(self, t: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def dsigma(self, t: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def t_from_lambda(self, lam: Tensor) -> Tensor:
-        """Return the time at which the half log-SNR is `lam`; inverse of `lam(t)`."""
-        raise NotImplementedError
-
-    def t_to_network(self, t: Tensor) -> Tensor:
-        """Return the time value passed to the network; t by default."""
-        return t
-
-    def lam(self, t: Tensor) -> Tensor:
-        """Return the half log-SNR log(alpha / sigma): +inf at t = 0, falling with t."""
-        return self.alpha(t).log() - self.sigma(t).log()
-
-    def mix(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Return x_t [B, ...] of data and noise."""
-        return expand(self.alpha(t), x0) * x0 + expand(self.sigma(t), x0) * eps
-
-    def velocity(self, pred: Prediction, t: Tensor) -> Tensor:
-        """Return dx/dt of the probability-flow ODE: alpha' x0 + sigma' eps."""
-        return expand(self.dalpha(t), pred.x0) * pred.x0 + expand(self.dsigma(t), pred.x0) * pred.eps
-
-    def advance(self, x: Tensor, pred: Prediction, t: Tensor, s: Tensor) -> Tensor:
-        """Move x from t to s with x0 and eps held as predicted: first order, exact where they are constant.
-
-        That is x + (alpha_s - alpha_t) x0 + (sigma_s - sigma_t) eps. With the prediction of time t itself this is
-        alpha_s x0 + sigma_s eps: DDIM on VP, Euler on flow and EDM.
-        """
-        da, ds = self.alpha(s) - self.alpha(t), self.sigma(s) - self.sigma(t)
-        return x + expand(da, x) * pred.x0 + expand(ds, x) * pred.eps
-
-    def interpolate(self, pred: Prediction, s: Tensor) -> Tensor:
-        """Return alpha_s x0 + sigma_s eps: `mix` for sampling loops, where s is 0-d and carries no gradient."""
-        return torch.add(pred.x0 * float(self.alpha(s)), pred.eps, alpha=float(self.sigma(s)))
-
-    def start(self, noise: Tensor, t: Tensor) -> Tensor:
-        """Return x_t for a sampler that starts at t from unit noise [B, ...], without the data's share."""
-        return expand(self.sigma(t), noise) * noise
 
 
 @dataclass(frozen=True)
@@ -270,42 +190,6 @@ class EDM(NoisePath):
 
 
 @dataclass(frozen=True)
-class LogAlpha(NoisePath):
-    """Variance preserving paths, alpha^2 + sigma^2 = 1, given by L(t) = log alpha(t) and its slope."""
-
-    @property
-    def natural(self) -> Mapping[str, str]:
-        return {**super().natural, "parameterisation": "v"}  # the velocity has no bound at t = 0, eps no x0 at t1
-
-    def log_alpha(self, t: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def dlog_alpha(self, t: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def t_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return self.log_alpha(t).exp()
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
-
-    def dalpha(self, t: Tensor) -> Tensor:
-        return self.dlog_alpha(t) * self.alpha(t)
-
-    def dsigma(self, t: Tensor) -> Tensor:
-        return -self.dlog_alpha(t) * self.alpha(t) ** 2 / self.sigma(t)
-
-    def lam(self, t: Tensor) -> Tensor:
-        return self.log_alpha(t) - self.sigma(t).log()
-
-    def t_from_lambda(self, lam: Tensor) -> Tensor:
-        return self.t_of_log_alpha(-torch.nn.functional.softplus(-2 * lam) / 2)
-
-
-@dataclass(frozen=True)
 class VP(LogAlpha):
     """The continuous variance-preserving SDE: log alpha = -(bmax - bmin) t^2 / 4 - bmin t / 2 (Song et al. 2021).
 
@@ -387,57 +271,6 @@ class DDPM(LogAlpha):
         return t - 1
 
 
-@dataclass(frozen=True)
-class Angular(NoisePath):
-    """Variance preserving paths by a table, whose last entry may be pure noise: the angle of alpha and sigma is linear.
-
-    t = 0 is clean data and t = k + 1 is table entry k, which is the time the network gets; between entries
-    atan(sigma / alpha) is linear in t. It is finite where alpha = 0, as log alpha is not, and entries stay exact.
-    """
-
-    @property
-    def entries(self) -> Tensor:
-        """The table: alpha^2 at t = 1, 2, ..., falling; float64 [steps]."""
-        raise NotImplementedError
-
-    @property
-    def t1(self) -> float:
-        return float(len(self.entries))
-
-    @property
-    def time_unit(self) -> float:
-        return self.t1
-
-    @property
-    def natural(self) -> Mapping[str, str]:
-        return {**super().natural, "parameterisation": "v", "times": "integers"}
-
-    @cached_property
-    def angles(self) -> tuple[Tensor, Tensor]:
-        """atan(sigma / alpha) at t = 0, 1, ..., steps, and pi / 2 less it, each with all its digits near 0; float64."""
-        square = torch.cat([torch.ones(1, dtype=torch.float64), self.entries])
-        alpha, sigma = square.sqrt(), (1 - square).sqrt()
-        return torch.atan2(sigma, alpha), torch.atan2(alpha, sigma)
-
-    def alpha(self, t: Tensor) -> Tensor:
-        return torch.sin(interpolate_table(self.angles[1], t))
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return torch.sin(interpolate_table(self.angles[0], t))
-
-    def dalpha(self, t: Tensor) -> Tensor:
-        return self.sigma(t) * table_slope(self.angles[1], t)
-
-    def dsigma(self, t: Tensor) -> Tensor:
-        return self.alpha(t) * table_slope(self.angles[0], t)
-
-    def t_from_lambda(self, lam: Tensor) -> Tensor:
-        return table_position(self.angles[0], torch.atan(torch.exp(-lam)))
-
-    def t_to_network(self, t: Tensor) -> Tensor:
-        return t - 1
-
-
 @dataclass(frozen=True, repr=False)
 class Table(Angular):
     """A table of noise levels as other libraries hold it, such as `alphas_cumprod` of a scheduler of diffusers.
@@ -487,3 +320,158 @@ class ZeroSNR(Angular):
         square = (2 * self.inner.table[1:]).exp()
         root = (square / (self.snr_shift + (1 - self.snr_shift) * square)).sqrt()
         return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
+
+
+@dataclass(frozen=True)
+class Shift(NoisePath):
+    """ResShift's chain (Yue et al. 2023) on the residual x0 - y of a picture and its degraded version y.
+
+    The chain x0 + eta (y - x0) + kappa sqrt(eta) eps is, less y, (1 - eta) (x0 - y) + kappa sqrt(eta) eps: a path of
+    the residual, whose network sees y beside x. t = 0 is clean and t = k + 1 is the k-th eta, k the time the network
+    gets; sqrt(eta) grows from `first` to high as first (high / first)^(u^power), u = k / (steps - 1). The defaults are
+    those of the conference paper; the journal's are steps = 4 and low = 0.2.
+
+    Attributes:
+        steps: number of noise levels, t1.
+        kappa: the noise at the end is kappa * high.
+        low: sets the first level: it is low / kappa, or low if that is less.
+        high: sqrt(eta) at t1, in (low, 1).
+        power: exponent of the schedule.
+    """
+
+    steps: int = 15
+    kappa: float = 2.0
+    low: float = 0.04
+    high: float = 0.99
+    power: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_fields(self, steps="[2, 100000]", kappa="(0, inf)", low="(0, 1)", high="(low, 1)", power="(0, 10]")
+
+    @property
+    def t1(self) -> float:
+        return float(self.steps)
+
+    @property
+    def time_unit(self) -> float:
+        return float(self.steps)
+
+    @property
+    def natural(self) -> Mapping[str, str]:
+        return {**super().natural, "parameterisation": "edm_precond", "times": "integers"}
+
+    @property
+    def first(self) -> float:
+        """sqrt(eta) at t = 1."""
+        return min(self.low / self.kappa, self.low)
+
+    def root_eta(self, t: Tensor) -> Tensor:
+        """Return sqrt(eta) at t; linear below t = 1."""
+        u = torch.where(t > 1, (t - 1) / (self.steps - 1), 1)
+        return torch.where(t > 1, self.first * (self.high / self.first) ** u**self.power, self.first * t)
+
+    def root_eta_slope(self, t: Tensor) -> Tensor:
+        """Return the derivative of `root_eta`; at t = 1, above which it has no bound, the one from below."""
+        u = torch.where(t > 1, (t - 1) / (self.steps - 1), 1)
+        rate = math.log(self.high / self.first) * self.power / (self.steps - 1)
+        return torch.where(t > 1, self.root_eta(t) * rate * u ** (self.power - 1), self.first)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1 - self.root_eta(t) ** 2
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.kappa * self.root_eta(t)
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -2 * self.root_eta(t) * self.root_eta_slope(t)
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return self.kappa * self.root_eta_slope(t)
+
+    def t_from_lambda(self, lam: Tensor) -> Tensor:
+        ratio = self.kappa * lam.exp()  # (1 - eta) / sqrt(eta)
+        root = 2 / (ratio + (ratio**2 + 4).sqrt())
+        u = (root / self.first).log().clamp(min=0) / math.log(self.high / self.first)
+        return torch.where(root > self.first, 1 + (self.steps - 1) * u ** (1 / self.power), root / self.first)
+
+    def t_to_network(self, t: Tensor) -> Tensor:
+        return t - 1
+
+
+@dataclass(frozen=True)
+class Bridge(NoisePath):
+    """A Brownian bridge between a picture x0 and its degraded version x1 (I2SB, Liu et al. 2023), on x0 - x1.
+
+    With F the noise that has been added up to t and S that of the whole, x = (1 - w) x0 + w x1 + sqrt(S w (1 - w)) eps,
+    w = F / S; less x1 that is a path of the residual. Ancestral steps (ddim, eta = 1) draw from the bridge's posterior
+    and euler is OT-ODE. It is symmetric: the rate grows as the square of a line up to the middle and falls again. As
+    both ends are pinned, t1 = 1 is one of `steps` before the end; there eps says next to nothing about x0.
+
+    Attributes:
+        beta_min, beta_max: the rate at both ends, and what it would be at the end if it grew on; defaults I2SB's.
+        steps: t1 lies at the share 1 - 1 / steps of the whole.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 0.3
+    steps: int = 1000
+
+    def __post_init__(self) -> None:
+        check_fields(self, beta_min="(0, inf)", beta_max="(beta_min, inf)", steps="[10, 1000000]")
+
+    @property
+    def natural(self) -> Mapping[str, str]:
+        return {**super().natural, "parameterisation": "edm_precond"}
+
+    @property
+    def total(self) -> float:
+        """S, the variance that the noise of the whole has."""
+        return 2 * float(self._cumulated(torch.tensor(0.5, dtype=torch.float64, device="cpu")))
+
+    def share(self, t: Tensor) -> Tensor:
+        """Return w at t."""
+        return self._share(t * self._reach)
+
+    def beta(self, t: Tensor) -> Tensor:
+        """Return the rate of the noise at t."""
+        (low, slope), u = self._line, t * self._reach
+        return self._reach * (low + slope * torch.minimum(u, 1 - u)) ** 2
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return self._share(1 - t * self._reach)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return (self.total * self.share(t) * self.alpha(t)).sqrt()
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -self.beta(t) / self.total
+
+    def dsigma(self, t: Tensor) -> Tensor:
+        return self.beta(t) * (self.alpha(t) - self.share(t)) / (2 * self.sigma(t))
+
+    def t_from_lambda(self, lam: Tensor) -> Tensor:
+        odds = 2 * lam + math.log(self.total)  # log of (1 - w) / w
+        cumulated = self.total * torch.sigmoid(-odds.abs())
+        low, slope = self._line
+        root = (low**3 + 3 * slope * cumulated) ** (1 / 3)
+        u = 3 * cumulated / (root**2 + root * low + low**2)
+        return torch.where(odds > 0, u, 1 - u) / self._reach
+
+    @property
+    def _reach(self) -> float:
+        return 1 - 1 / self.steps
+
+    @property
+    def _line(self) -> tuple[float, float]:
+        """sqrt(beta) = low + slope u up to the middle, u the share of the whole time."""
+        return math.sqrt(self.beta_min), math.sqrt(self.beta_max) - math.sqrt(self.beta_min)
+
+    def _share(self, u: Tensor) -> Tensor:
+        """F / S at u, with all its digits near 0."""
+        half = self._cumulated(torch.minimum(u, 1 - u)) / self.total
+        return torch.where(u < 0.5, half, 1 - half)
+
+    def _cumulated(self, u: Tensor) -> Tensor:
+        """F at u <= 1/2."""
+        low, slope = self._line
+        return u * (low**2 + low * slope * u + slope**2 * u**2 / 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,10 +25,13 @@ class DDIM(Solver):
     Attributes:
         eta: 0 is the ODE's first-order step, which is Euler's; 1 draws from the exact posterior q(x_s | x_t, x0), which
             is ancestral sampling of DDPM.
+        kernel: "shift" has u = eta sigma_s sqrt(1 - sigma_s^2 / sigma_t^2) instead, the posterior of ResShift's chain,
+            whose steps know x0 (Yue et al. 2023, eq. 7); for paths whose sigma falls with t.
         clip: x0 is cut to [-1, 1] and eps follows, as ADM samples pixels; not for latents.
     """
 
     eta: float = 0.0
+    kernel: Literal["markov", "shift"] = "markov"
     clip: bool = False
 
     def __post_init__(self) -> None:
@@ -56,7 +60,10 @@ class DDIM(Solver):
 
     def posterior(self, path: NoisePath, pred: Prediction, t: Tensor, s: Tensor) -> tuple[Tensor, float]:
         """Return mean [B, ...] and deviation u of x_s, s > 0."""
-        sigma, h = float(path.sigma(s)), float(path.lam(s) - path.lam(t))
-        up = self.eta * sigma * math.sqrt(-math.expm1(-2 * h))
+        sigma = float(path.sigma(s))
+        if self.kernel == "markov":
+            up = self.eta * sigma * math.sqrt(-math.expm1(-2 * float(path.lam(s) - path.lam(t))))
+        else:
+            up = self.eta * sigma * math.sqrt(max(1 - (sigma / float(path.sigma(t))) ** 2, 0.0))
         rest = math.sqrt(max(sigma**2 - up**2, 0.0))
         return torch.add(pred.x0 * float(path.alpha(s)), pred.eps, alpha=rest), up

@@ -153,7 +153,7 @@ def test_unknown_names_and_keys_name_the_nearest():
     )
     message = refused(lambda: build("diffusion.path", {"name": "edm", "sigma_mx": 3}))
     assert message == "unknown key 'sigma_mx' of EDM. Did you mean 'sigma_max'? Allowed: sigma_max."
-    assert "needs a name. Allowed: ddpm" in refused(lambda: build("diffusion.path", {"sigma_max": 3}))
+    assert "needs a name. Allowed: bridge, ddpm" in refused(lambda: build("diffusion.path", {"sigma_max": 3}))
     assert "give its name instead" in refused(lambda: build("diffusion.path", EDM(), sigma_max=3))
     assert refused(lambda: build("diffusion.path", {"name": f"{__name__}:Needy", "width": 1})) == "Needy needs depth"
 

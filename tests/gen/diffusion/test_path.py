@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from gen.config.errors import UserError
-from gen.diffusion.path import DDPM, EDM, VP, Flow, Prediction, Table, Trig, ZeroSNR, expand
+from gen.diffusion.path import DDPM, EDM, VP, Bridge, Flow, Prediction, Shift, Table, Trig, ZeroSNR, expand
 
-SMOOTH = [Flow(), Trig(), EDM(), VP(), EDM(sigma_max=3.0), VP(beta_min=0.5, beta_max=7.0)]
+SMOOTH = [Flow(), Trig(), EDM(), VP(), EDM(sigma_max=3.0), VP(beta_min=0.5, beta_max=7.0), Bridge()]
 STABLE = DDPM("scaled_linear", beta_start=0.00085, beta_end=0.012)
 ANGULAR = [ZeroSNR(), ZeroSNR(STABLE, snr_shift=3.0), Table((0.99, 0.8, 0.5, 0.1)), Table((0.9, 0.4, 0.0))]
 TABLES = [DDPM(schedule) for schedule in ("linear", "cosine", "scaled_linear")] + [DDPM(steps=10), *ANGULAR]
-PATHS = SMOOTH + TABLES
+PATHS = [*SMOOTH, *TABLES, Shift(), Shift(steps=4, low=0.2)]
 
 
 def inside(path, n=61):
@@ -234,6 +234,8 @@ def test_start_is_noise_of_the_right_size():
         lambda: Table((0.5, math.nan)),
         lambda: ZeroSNR(snr_shift=0.0),
         lambda: ZeroSNR(Flow()),
+        lambda: Shift(low=0.5, high=0.4),
+        lambda: Bridge(beta_max=0.1),
     ],
 )
 def test_wrong_numbers_are_refused_in_one_line(bad):
