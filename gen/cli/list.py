@@ -38,6 +38,7 @@ FOLDERS = (
     "diffusion.times",
     "diffusion.weighting",
     "diffusion.decomposition",
+    "operators",
     "training.objectives",
     "distillers",
     "distillers.rewards",

@@ -42,7 +42,7 @@ NEEDED = {
     "mask_token": "<mask>", "values": [1.0, 0.5, 0.0], "sites": ["trunk"], "weak": "nowhere",
     "alphas_cumprod": [0.9, 0.5, 0.0], "thresholds": [],
     "data": {"name": "captioned_digits"}, "text": "bytes", "model": {"name": "pipeline", "path": "nowhere"},
-    "caption": "a sks dog",
+    "caption": "a sks dog", "rows": [[1.0, 0.5]],
     "metric": "torchmetrics.image.PeakSignalNoiseRatio",
 }  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""Pieces that measurement operators share: the contract, decompositions, and iterative solves."""
