@@ -24,6 +24,7 @@ FOLDERS = (
     "training.published",
     "data",
     "models",
+    "models.layers.mixers",
     "models.autoencoders",
     "models.discriminators",
     "models.encoders",

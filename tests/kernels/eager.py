@@ -143,3 +143,11 @@ def ssd(x, delta, A, B, C):
         ]
         outs.append((C[:, t, :, None] @ h).squeeze(2))
     return torch.stack(outs, 1)
+
+
+def gated_linear_attention(q, k, v, g):
+    state, outs = v.new_zeros(v.shape[0], v.shape[2], q.shape[3], v.shape[3]), []
+    for t in range(q.shape[1]):
+        state = g[:, t, :, :, None].exp() * state + k[:, t, :, :, None] * v[:, t, :, None]
+        outs.append((q[:, t, :, None] * q.shape[3] ** -0.5 @ state).squeeze(2))
+    return torch.stack(outs, 1)

@@ -1,0 +1,104 @@
+"""Mixture of memories."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from gen.config.errors import UserError
+from gen.config.fields import check_fields
+from gen.kernels.gated_linear_attention import gated_linear_attention
+from gen.models.layers.mixers.gla import Gate
+from gen.models.layers.mixers.lib.directions import Both
+
+__all__ = ["MoM", "MoMLayer", "chosen"]
+
+
+@dataclass(frozen=True)
+class MoM:
+    """Several memories, each of the tokens that a router sends to it, in both directions (Du et al. 2025, 2502.13685).
+
+    Every memory is a gated linear attention over the tokens of its own alone: for others nothing happens in it, not
+    even forgetting. A token reads those that it is sent to, by its router's weights, and one that all tokens share.
+
+    Attributes:
+        heads: of each memory.
+        memories: number of them.
+        chosen: memories of a token.
+        expand_k: channels of keys over width.
+        gate_rank: rank of the gates.
+        share: whether there is a memory of all tokens besides.
+        shared: one set of weights for both directions.
+    """
+
+    heads: int = 4
+    memories: int = 4
+    chosen: int = 2
+    expand_k: float = 0.5
+    gate_rank: int = 16
+    share: bool = True
+    shared: bool = True
+
+    def __post_init__(self) -> None:
+        one = dict.fromkeys(("heads", "memories", "chosen", "gate_rank"), "[1, inf)")
+        check_fields(self, expand_k="(0, 8]", **one)
+        if self.chosen > self.memories:
+            raise UserError(f"MoM.chosen {self.chosen}; allowed: at most MoM.memories, {self.memories}")
+
+    def build(self, width: int, side: int) -> nn.Module:
+        """Return the module for tokens of a width."""
+        return Both(functools.partial(MoMLayer, width, self), self.shared)
+
+
+def chosen(logits: Tensor, count: int) -> Tensor:
+    """Return the softmax of the largest logits of each token, and 0 elsewhere, [..., M].
+
+    Args:
+        logits: of the router, [..., M].
+        count: memories of a token.
+    """
+    values, where = logits.topk(count, -1)
+    return torch.zeros_like(logits).scatter(-1, where, values.softmax(-1))
+
+
+class MoMLayer(nn.Module):
+    """Tokens h [B, T, width] -> [B, T, width], from the first to the last.
+
+    Args:
+        width: of the tokens.
+        spec: the hyperparameters.
+    """
+
+    def __init__(self, width: int, spec: MoM):
+        super().__init__()
+        self.spec, keys = spec, spec.heads * max(1, int(spec.expand_k * width / spec.heads))
+        count = spec.memories + spec.share  # the last is that of all tokens
+        self.router = nn.Linear(width, spec.memories, bias=False)
+        self.q_proj = nn.Linear(width, keys, bias=False)
+        self.k_proj = nn.ModuleList(nn.Linear(width, keys, bias=False) for _ in range(count))
+        self.v_proj = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(count))
+        self.gates = nn.ModuleList(Gate(width, keys, spec.gate_rank) for _ in range(count))
+        self.g_proj = nn.Linear(width, width, bias=False)
+        self.norm = nn.RMSNorm(width // spec.heads, eps=1e-5)
+        self.o_proj = nn.Linear(width, width, bias=False)
+
+    def forward(self, h: Tensor) -> Tensor:
+        weights = chosen(self.router(h), self.spec.chosen)  # [B, T, M]
+        if self.spec.share:
+            weights = torch.cat([weights, torch.ones_like(weights[..., :1])], -1)
+        q = self._heads(self.q_proj(h))
+        mixed = torch.zeros_like(self._heads(h))
+        for m, parts in enumerate(zip(self.k_proj, self.v_proj, self.gates, strict=True)):
+            k, v, g = (self._heads(of(h)) for of in parts)
+            weight = weights[..., m, None, None]
+            routed = weight > 0
+            mixed = mixed + weight * gated_linear_attention(q, k * routed, v, g * routed)
+        out: Tensor = self.o_proj(self.norm(mixed).flatten(2) * silu(self.g_proj(h)))
+        return out
+
+    def _heads(self, h: Tensor) -> Tensor:
+        return h.unflatten(-1, (self.spec.heads, -1))

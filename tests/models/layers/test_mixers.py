@@ -1,0 +1,202 @@
+"""The laws of mixers of tokens, over the whole folder, and each one against what it is a case of."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gen.config.errors import UserError
+from gen.config.spec import build, names, spec_of
+from gen.models.layers.mixers.chimera import scan
+from gen.models.layers.mixers.delta import delta_rule
+from gen.models.layers.mixers.gla import GLALayer
+from gen.models.layers.mixers.hyena import Hyena
+from gen.models.layers.mixers.lib.directions import Both
+from gen.models.layers.mixers.mom import MoM, MoMLayer, chosen
+from gen.models.layers.mixers.pararnn import derivative, solve, step
+from gen.models.layers.mixers.rnn import RNN, RNNLayer, slstm
+
+MIXERS = names("models.layers.mixers")
+OTHERS = [{"name": "attention", "radius": 1}, {"name": "rnn", "cell": "gru"}, {"name": "rnn", "cell": "slstm"}]
+OTHERS += [{"name": name, "shared": True} for name in ("mamba2", "gla", "delta", "rnn", "pararnn", "chimera")]
+ALL = [*({"name": name} for name in MIXERS), *OTHERS]
+SIDE = 4
+
+
+def made(spec, width=16, side=SIDE):
+    """A mixer in float64, whose every part matters."""
+    torch.manual_seed(0)
+    net = build("models.layers.mixers", spec).build(width, side).double()
+    with torch.no_grad():
+        for weight in net.parameters():
+            weight.add_(0.1 * torch.randn_like(weight))
+    return net
+
+
+def tokens(n=2, t=SIDE**2, width=16, seed=1):
+    return torch.randn(n, t, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("spec", ALL, ids=str)
+def test_a_row_alone_is_that_of_a_batch_and_all_weights_learn(spec):
+    mixer, h = made(spec), tokens(3)
+    out = mixer(h)
+    assert out.shape == h.shape
+    torch.testing.assert_close(mixer(h[1:2]), out[1:2], rtol=1e-11, atol=1e-11)
+    out.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in mixer.parameters())
+    saved = build("models.layers.mixers", spec)
+    assert build("models.layers.mixers", json.loads(json.dumps(spec_of(saved)))) == saved
+
+
+@pytest.mark.parametrize("spec", ALL, ids=str)
+def test_what_a_token_sees(spec):
+    """All, or those of its square; and with one set of weights tokens turned round give the output turned round."""
+    mixer, h = made(spec), tokens(1).requires_grad_()
+    mixer(h)[0, 5].sum().backward()
+    seen = h.grad[0].abs().amax(-1) > 0
+    if spec.get("radius"):
+        near = [abs(i // SIDE - 1) <= 1 and abs(i % SIDE - 1) <= 1 for i in range(SIDE**2)]
+        assert seen.tolist() == near
+    elif spec["name"] == "chimera":  # the second state, and so the first, lags by one at each step down
+        assert seen[[0, 1, 4, 5, 6, 9, 10, 15]].all() and not seen[[2, 3, 8, 12]].any()
+    else:
+        assert seen.all()
+    if spec.get("shared"):
+        torch.testing.assert_close(mixer(h.flip(1)), mixer(h).flip(1), rtol=1e-12, atol=1e-12)
+
+
+def test_cells_are_torchs():
+    """LSTM and GRU of one head, values and gradients; sLSTM is its plain exponential gates."""
+    for cell, theirs in (("lstm", nn.LSTM), ("gru", nn.GRU)):
+        torch.manual_seed(0)
+        layer, other = RNNLayer(6, 1, cell).double(), theirs(6, 6, batch_first=True).double()
+        n = layer.gates
+        order = [0, 1, 2, 3][:n]
+        with torch.no_grad():
+            other.weight_ih_l0.copy_(layer.x_proj.weight)
+            other.bias_ih_l0.copy_(layer.x_proj.bias)
+            other.weight_hh_l0.copy_(layer.recurrent[order].squeeze(1).mT.flatten(0, 1))
+            other.bias_hh_l0.copy_(layer.bias.flatten())
+        h = tokens(2, 7, 6)
+        ours = layer.run(layer.x_proj(h).unflatten(-1, (n, 1, -1))).flatten(2)
+        expected = other(h)[0]
+        torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+        grads = [torch.autograd.grad(out.square().sum(), w)[0] for out, w in
+                 ((ours, layer.x_proj.weight), (expected, other.weight_ih_l0))]  # fmt: skip
+        torch.testing.assert_close(*grads, rtol=1e-11, atol=1e-11)
+    x, state, plain = tokens(5, 4, 3), None, (0.0, 0.0)
+    for token in x:
+        gates = token.unflatten(0, (4, 1)).unsqueeze(0)  # [1, 4, 1, 3]
+        state = tuple(torch.full((1, 1, 3), v).double() for v in (0, 0, -math.inf)) if state is None else state
+        out, state = slstm(gates, torch.zeros_like(gates), state)
+        i, f, z, o = gates.unbind(1)
+        plain = (f.sigmoid() * plain[0] + i.exp() * z.tanh(), f.sigmoid() * plain[1] + i.exp())
+        torch.testing.assert_close(out, o.sigmoid() * plain[0] / plain[1], rtol=1e-12, atol=1e-12)
+
+
+def test_newton_solves_the_recurrence():
+    """Quadratically; exact in as many iterations as tokens; the gradient is that of the loop."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 12, 3, 5, generator=g, dtype=torch.float64).requires_grad_()
+    a = (torch.randn(3, 5, generator=g, dtype=torch.float64) * 0.9).requires_grad_()
+    h, loop = torch.zeros(2, 5, dtype=torch.float64), []
+    for token in x.unbind(1):
+        h = step(h, token, a)
+        loop.append(h)
+    loop = torch.stack(loop, 1)
+    errors = [float((solve(x, a, n) - loop).detach().abs().max()) for n in (1, 2, 3, 4, 12)]
+    assert errors[1] < 0.3 * errors[0] and errors[2] < 0.1 * errors[1] and errors[3] < 0.01 * errors[2]
+    assert errors[4] < 1e-13
+    weights = torch.randn(loop.shape, generator=g, dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad((out * weights).sum(), (x, a)) for out in (solve(x, a, 12), loop))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+    at = torch.randn(4, 5, dtype=torch.float64).requires_grad_()
+    slope = torch.autograd.grad(step(at, x[0, :4], a).sum(), at)[0]
+    torch.testing.assert_close(derivative(at, x[0, :4], a), slope, rtol=1e-12, atol=1e-12)
+
+
+def test_chimera_counts_the_paths_of_a_lattice():
+    """An impulse at the top left, with constant coefficients; without crossing, two scans."""
+    A1, A2, A3, A4, size = 0.7, 0.3, 0.5, 0.6, 5
+    one = torch.ones(1, size, size, 1, dtype=torch.float64)
+    impulse = torch.zeros_like(one)
+    impulse[0, 0, 0] = 1
+    h1, _ = scan(A1 * one, A2 * one, A3 * one, A4 * one, impulse, torch.zeros_like(one))
+    for v in range(size):
+        for t in range(size):
+            paths = [
+                math.comb(v - 1, k - 1) * math.comb(t, k) * (A3 * A2) ** k * A4 ** (v - k) * A1 ** (t - k)
+                for k in range(1, min(v, t) + 1)
+            ]
+            expected = A1**t if v == 0 else sum(paths)
+            assert float(h1[0, v, t]) == pytest.approx(expected, abs=1e-15)
+    h1, h2 = scan(A1 * one, 0 * one, 0 * one, A4 * one, one, one)
+    for v in range(size):
+        assert float(h1[0, 1, v]) == pytest.approx((1 - A1 ** (v + 1)) / (1 - A1), rel=1e-12)
+        assert float(h2[0, v, 1]) == pytest.approx((1 - A4 ** (v + 1)) / (1 - A4), rel=1e-12)
+
+
+def test_a_memory_of_all_tokens_is_gated_attention_and_of_two_kinds_is_two_of_them():
+    h = tokens()
+    torch.manual_seed(0)
+    layer = MoMLayer(16, MoM(memories=1, chosen=1, share=False)).double()
+    other = GLALayer(16, 4, 8, 16).double()
+    names_ = {"q_proj": "q_proj", "k_proj": "k_proj.0", "v_proj": "v_proj.0", "gate": "gates.0", "norm": "norm"}
+    for ours, theirs in {**names_, "g_proj": "g_proj", "o_proj": "o_proj"}.items():
+        other.get_submodule(ours).load_state_dict(layer.get_submodule(theirs).state_dict())
+    torch.testing.assert_close(layer(h), other(h), rtol=1e-12, atol=1e-12)
+    two = MoMLayer(16, MoM(memories=2, chosen=1, share=False)).double()
+    with torch.no_grad():  # the sign of the first channel decides
+        two.router.weight.zero_()
+        two.router.weight[0, 0], two.router.weight[1, 0] = 1, -1
+        for of in (two.k_proj, two.v_proj, two.gates):
+            of[1].load_state_dict(of[0].state_dict())
+    two.norm = nn.Identity()
+    two.g_proj = two.o_proj = nn.Identity()
+    for row in h:
+        out, kind = two(row[None])[0], row[:, 0] > 0
+        for side in (kind, ~kind):  # each as if the others were not there
+            torch.testing.assert_close(two(row[side][None])[0], out[side], rtol=1e-11, atol=1e-11)
+    weights = chosen(torch.tensor([[3.0, 1.0, 2.0]]), 2)
+    torch.testing.assert_close(weights, torch.tensor([[1 / (1 + math.exp(-1)), 0, 1 / (1 + math.e)]]))
+
+
+def test_the_delta_rule_recalls_what_it_was_told_last():
+    """With unit keys and a rate of 1 a key's value is replaced; it is gradient descent on |M k - v|^2 / 2."""
+    g = torch.Generator().manual_seed(0)
+    k = torch.eye(3, dtype=torch.float64)[[0, 1, 0, 2, 1]][None, :, None]
+    v = torch.randn(1, 5, 1, 2, generator=g, dtype=torch.float64)
+    one = torch.ones(1, 5, 1, dtype=torch.float64)
+    torch.testing.assert_close(delta_rule(k, k, v, one, one), v)
+    out = delta_rule(k[:, [0, 1, 2, 3, 0]], k, v, one, one)
+    torch.testing.assert_close(out[0, 4], v[0, 2])  # told at the third token
+    q, k = (torch.randn(1, 5, 1, 3, generator=g, dtype=torch.float64) for _ in range(2))
+    keep, rate = (torch.rand(1, 5, 1, generator=g, dtype=torch.float64) for _ in range(2))
+    memory = torch.zeros(2, 3, dtype=torch.float64)
+    for t, expected in enumerate(delta_rule(q, k, v, keep, rate)[0, :, 0]):
+        memory = (keep[0, t] * memory).requires_grad_()
+        loss = (memory @ k[0, t, 0] - v[0, t, 0]).square().sum() / 2
+        memory = (memory - rate[0, t] * torch.autograd.grad(loss, memory)[0]).detach()
+        torch.testing.assert_close(memory @ q[0, t, 0], expected, rtol=1e-12, atol=1e-12)
+
+
+def test_hyena_is_a_direct_convolution():
+    layer, h = made({"name": "hyena"}), tokens(1, 9)
+    v, second = (layer.short(layer.in_proj(h).mT).mT.chunk(3, -1)[i] for i in (2, 1))
+    v = v * layer.short(layer.in_proj(h).mT).mT.chunk(3, -1)[0]
+    K = layer.filter(9)
+    direct = torch.stack([sum(K[:, t - s] * v[0, s] for s in range(9)) for t in range(9)])  # K_-1 is the last
+    expected = layer.o_proj((direct + layer.bias * v[0]) * second[0])
+    torch.testing.assert_close(layer(h)[0], expected, rtol=1e-11, atol=1e-11)
+
+
+def test_wrong_sizes_are_one_line():
+    with pytest.raises(UserError, match=r"Mixed\.width 10"):
+        build("models", {"name": "mixer", "mixer": "gla", "width": 10, "size": 8})
+    with pytest.raises(UserError, match=r"MoM\.chosen 5; allowed: at most MoM.memories, 4"):
+        MoM(chosen=5)
+    assert isinstance(RNN().build(8, 2), Both) and Hyena().build(8, 2)(tokens(1, 4, 8).float()).shape == (1, 4, 8)
