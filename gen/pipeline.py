@@ -48,9 +48,9 @@ class _Batch:
     """The steps of one batch: what is edited, recorded and shown after each."""
 
     path: NoisePath
-    net: NetMembers
+    picture: Callable[[Tensor], Tensor]
     unit: Tensor
-    last: int
+    count: int
     edit: Edit | None
     callback: Callable[[int, float, Tensor], Tensor | None] | None
     bar: ProgressBar
@@ -60,19 +60,19 @@ class _Batch:
         """Return x at the first time, of a standard deviation or of the path's."""
         x = self.path.start(self.unit, t) if std is None else self.unit * std
         x = x if self.edit is None else self.path.mix(self.edit.image, self.unit, t)
-        self.states = [self.net.image(x).float().cpu()] if trajectory else None
+        self.states = [self.picture(x).float().cpu()] if trajectory else None
         return x
 
     def after(self, i: int, t: Tensor, x: Tensor) -> Tensor:
         """Return x after a step, edited."""
         self.bar.advance()
         if self.edit is not None:
-            s = t if i < self.last else torch.zeros_like(t)  # the image itself, where a grid ends above 0, too
+            s = t if i + 1 < self.count else torch.zeros_like(t)  # the image itself, where a grid ends above 0, too
             x = self.edit.blend(self.path, x, self.unit, s)
         changed = None if self.callback is None else self.callback(i, float(t), x)
         x = x if changed is None else new_state(changed, x)
         if self.states is not None:
-            self.states.append(self.net.image(x).float().cpu())
+            self.states.append(self.picture(x).float().cpu())
         return x
 
 
@@ -185,7 +185,7 @@ class Pipeline:
         prompts = () if self.encode_prompts is None else prompts_of(n, captions, images_per_condition)
         against = None if negative is None else self.condition(n, negative, start, images_per_condition)
         shape = self.state_shape
-        edit = Edit.of(image, mask, strength, n, shape)
+        edit = self.net.check_edit(Edit.of(image, mask, strength, n, shape))
         units = None if noise is None else batched("noise", noise, n, shape, channels=shape[:1])
         times = how.grid.times(self.denoiser.path, how.steps)
         times = times if edit is None else edit.times(times)
@@ -196,17 +196,17 @@ class Pipeline:
             rows = slice(first, min(first + batch_size, n))
             drawn = Noise(tuple(seeds[rows]))
             unit = (drawn.normal("start", shape) if units is None else units[rows].float()).to(self.device)
-            given = {k: v[rows].to(self.device) for k, v in cond.items()}
+            given = net.with_base({k: v[rows].to(self.device) for k, v in cond.items()}, shape[-2:])
             away = None if against is None else {k: v[rows].to(self.device) for k, v in against.items()}
             loop = compose(self.denoiser, times, how.solver, how.guide, given, unit, away)
             count = len(loop.grid) - 1
             session = None if how.cache is None else how.cache.start(count)
             tap = net.loop_tap(count, session)
-            batch = _Batch(loop.f.path, net, unit, count - 1, edit and edit.rows(rows, unit), callback, bar)
+            batch = _Batch(loop.f.path, net.pictures(given), unit, count, edit and edit.rows(rows, unit), callback, bar)
             x = batch.begin(times[0], how.start_std(self.denoiser.path), trajectory)
             with net.taps_kept():
                 x = integrate(loop.f, x, loop.grid, how.solver, cond=given, noise=drawn, tap=tap, watch=batch.after)
-            images.append(net.image(x).float().cpu())
+            images.append(batch.picture(x).float().cpu())
             parts, evaluations = [*parts, batch], evaluations + loop.rows
             reports += [] if session is None else [session.report()]
         bar.close()

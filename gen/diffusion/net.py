@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ __all__ = [
     "unwrap",
 ]  # fmt: skip
 
+T = TypeVar("T")
 DRAWS = {getattr(Tensor, f"{name}_") for name in ("normal", "uniform", "bernoulli", "exponential", "log_normal")} | {
     getattr(nn.init, f"{name}_")  # which hide those of tensors
     for name in ("normal", "uniform", "trunc_normal", "orthogonal", "kaiming_normal", "kaiming_uniform",
@@ -68,6 +69,8 @@ class Net(Protocol):
     Optional members, with the default of their absence:
         state_shape: shape of one x; (spec.channels, spec.size, spec.size).
         image(x): the image [B, C, H, W] in a state x; x itself.
+        base(cond, (H, W)): the picture [B, C, H, W] that is added to a state's image, of a network of residuals (gen.
+            models.beside); none. Loops and objectives pass it as cond["base"].
         lr_scales(): parameter name -> factor on the learning rate; {}, a factor of 1 for all.
         spec.null_class: whether the label spec.classes stands for "no class"; True.
         spec.size_step: what the sides of an x that is higher or wider than spec.size are multiples of, pixels; None for
@@ -136,6 +139,7 @@ class NetMembers:
     Attributes:
         state_shape: None where neither the network nor its spec says.
         image, lr_scales: callables, always there.
+        base: None for a network whose states are no residuals.
         null_class: whether there is a label for "no class".
         logvar, modulation_table, store_null_text: None where the network has none.
         conditions: keys besides "y".
@@ -154,6 +158,7 @@ class NetMembers:
 
     state_shape: tuple[int, ...] | None
     image: Callable[[Tensor], Tensor]
+    base: Callable[[Cond, tuple[int, int]], Tensor] | None
     lr_scales: Callable[[], Mapping[str, float]]
     null_class: bool
     logvar: Callable[[Tensor], Tensor] | None
@@ -167,6 +172,35 @@ class NetMembers:
     start_loop: Callable[[int, Any], Any] | None
     splits_samples: bool
     taps_kept: Callable[[], AbstractContextManager[None]]
+
+    def with_base(self, cond: Cond, size: Sequence[int]) -> Cond:
+        """Return the condition with the picture that states are residuals of, as "base"; as it is where they are none.
+
+        Args:
+            cond: tensors [B, ...].
+            size: height and width of a picture.
+        """
+        return cond if self.base is None else {**cond, "base": self.base(cond, (size[0], size[1]))}
+
+    def pictures(self, cond: Cond) -> Callable[[Tensor], Tensor]:
+        """Return the function from states x [B, ...] to pictures: their image, and the base where they are residuals.
+
+        Args:
+            cond: what `with_base` returned.
+        """
+        if self.base is None:
+            return self.image
+        return lambda x: self.image(x) + cond["base"]
+
+    def check_edit(self, edit: T) -> T:
+        """Return an edit of `Pipeline.sample`, or None for none; UserError for one of residuals.
+
+        Args:
+            edit: gen.diffusion.editing.Edit.
+        """
+        if self.base is not None and edit is not None:
+            raise UserError("this model restores the picture cond['low'], and edits none: leave out image and mask")
+        return edit
 
     def loop_tap(self, steps: int, session: Any) -> Any:
         """Return the tap of one sampling loop: a cache's session, or what an engine's network puts around it.
@@ -197,6 +231,7 @@ def members(net: nn.Module) -> NetMembers:
     return NetMembers(
         state_shape=_state_shape(inner),
         image=getattr(inner, "image", lambda x: x),
+        base=getattr(inner, "base", None),
         lr_scales=getattr(inner, "lr_scales", dict),
         null_class=getattr(getattr(inner, "spec", None), "null_class", True),
         logvar=getattr(inner, "logvar", None),

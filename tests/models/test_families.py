@@ -25,7 +25,10 @@ from gen.training.run import Run
 from gen.training.state import enable
 from gen.training.trainer import train
 
-FAMILIES = [name for name in names("models") if hasattr(find(name, "models"), "channels")]  # text has none
+NEEDS_A_PICTURE = "beside"  # tests/models/test_beside.py
+FAMILIES = [  # text has no channels
+    name for name in names("models") if hasattr(find(name, "models"), "channels") and name != NEEDS_A_PICTURE
+]
 PRESETS = [(name, preset) for name in FAMILIES for preset in find(name, "models").presets]
 WRAPPERS = [name for name in FAMILIES if issubclass(find(name, "models"), WrapperSpec)]
 LARGE = [  # one of each family in a minute's work, all of them with the slow tests; wrappers' others are DiT's

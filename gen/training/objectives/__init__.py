@@ -7,7 +7,8 @@
     reg          repa with a noised class token               cart       masked diffusion by context (text)
     erw          alignment first, denoise after               reconstruct  the loss of an autoencoder
     dfm          stages at times of their own                  tokenizer  an autoencoder's, with a discriminator
-                                                              vf         tokenizer + features of another model
+    restore      of a degraded picture's residual (ResShift)   vf         tokenizer + features of another model
+    docdiff      restore, with a coarse network
 
 This page is the contract; a class of your own is named "my_package.module:Class".
 """
