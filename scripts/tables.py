@@ -99,7 +99,8 @@ def recipes() -> Iterator[str]:
         parameters = " + ".join(f"{count:,}" + (f" {role}" if len(counts) > 1 else "") for role, count in counts)
         alone = " *" if any("cannot be followed" in note for note in row["notes"]) else ""
         memory = [gib(row["peak"]), gib(row["lean_peak"]) + sharded]
-        size = [f"{row['forward'] / 2e9:,.4g}", f"{row['update'] / 1e12:,.4g}{alone}"]
+        once = "" if row["forward"] is None else f"{row['forward'] / 2e9:,.4g}"  # an autoencoder is no denoiser
+        size = [once, f"{row['update'] / 1e12:,.4g}{alone}"]
         plan = [f"{row['steps']:,} x {row['batch_size']}", f"{row['hours']:,}{alone}"]
         rows.append([f"`{name}`", parameters, *size, *memory, *plan, result])
     heads = ["recipe", "parameters", "GMACs", "TFLOP of an update", "GiB of one of 8 GPUs", "with checkpointing",

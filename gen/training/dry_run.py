@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.spec import build
+from gen.diffusion.alignment import Features
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.net import members
 from gen.diffusion.noise import Noise
@@ -117,7 +118,7 @@ def cost_of(run: Run, gpus: int = 8) -> Cost:
 
 
 def _counted(run: Run, gpus: int, micro: int, share: int) -> Cost:
-    run, notes = _without_encoder(replace(run, gradient_checkpointing=False))
+    run, notes = _without_frozen(replace(run, gradient_checkpointing=False))
     count = Counter(run)
     parameters, (forward, alone, block) = count.parameters(), count.forward()
     update, activations = count.update()
@@ -131,15 +132,51 @@ def _counted(run: Run, gpus: int, micro: int, share: int) -> Cost:
     return Cost(parameters, forward, update, micro, memory(activations), less, (*notes, *count.notes))
 
 
-def _without_encoder(run: Run) -> tuple[Run, tuple[str, ...]]:
-    """Return the run with the features of its encoder as if they were stored, and a note."""
+def _without_frozen(run: Run) -> tuple[Run, tuple[str, ...]]:
+    """Return the run without the frozen networks whose weights are read from files, and notes."""
     objective: Any = run.objective
+    notes, own = [], getattr(run.model, "encoder", None)
+    if own is not None and not hasattr(own, "build"):
+        run = replace(run, model=replace(run.model, encoder=Blank(own.dim, own.grid)))
+        notes.append("the frozen encoder's own passes are not counted")
+    if getattr(objective, "perceptual", None) is not None:
+        objective = replace(objective, perceptual=None)
+        notes.append("the perceptual distance's own passes are not counted")
     encoder = getattr(objective, "encoder", None)
-    if encoder is None or getattr(encoder, "reads", None):
-        return run, ()
-    cls = hasattr(objective, "cls_weight")
-    stored = build("models.encoders", {"name": "stored", "dim": encoder.dim, "grid": encoder.grid, "cls": cls})
-    return replace(run, objective=replace(objective, encoder=stored)), ("the encoder's own passes are not counted",)
+    if encoder is not None and not getattr(encoder, "reads", None):
+        given: Any = Blank(encoder.dim, encoder.grid)
+        if not hasattr(run.model, "latent_channels"):  # a denoiser, beside whose data features may be stored
+            spec = {"name": "stored", "dim": encoder.dim, "grid": encoder.grid, "cls": hasattr(objective, "cls_weight")}
+            given = build("models.encoders", spec)
+        objective = replace(objective, encoder=given)
+        notes.append("the encoder's own passes are not counted")
+    return replace(run, objective=objective), tuple(notes)
+
+
+@dataclass(frozen=True)
+class Blank:
+    """A frozen encoder that is not computed: an Encoder whose tokens are zeros.
+
+    Attributes:
+        dim, grid, cls: see gen.diffusion.alignment.Encoder, and gen.models.encoders.stored.
+    """
+
+    dim: int
+    grid: int
+    cls: bool = False
+
+    def load(self, device: torch.device | str = "cpu") -> nn.Module:
+        """Return the module."""
+        return _Zeros(self)
+
+
+class _Zeros(nn.Module):
+    def __init__(self, spec: Blank) -> None:
+        super().__init__()
+        self.spec = spec
+
+    def forward(self, images: Tensor) -> Features:
+        return Features(images.new_zeros(len(images), self.spec.grid**2, self.spec.dim), None)
 
 
 class Counter:
@@ -197,7 +234,8 @@ class Counter:
             cond["features"] = torch.zeros(SAMPLES, encoder.grid**2 + encoder.cls, encoder.dim)
         size = run.model.size
         height, width = (size, size) if isinstance(size, int) else size
-        return Batch(torch.zeros(SAMPLES, run.model.channels, height, width), cond, noise, noise)
+        x = torch.zeros(SAMPLES, run.model.channels, height, width)
+        return Batch(x, cond, noise, noise, step=getattr(run.objective, "gan_start", 0))
 
     def denoisers(self) -> dict[str, Denoiser]:
         """Return every role's network as the trainer hands it to the objective."""

@@ -78,7 +78,7 @@ class DinoHeads:
         """
         if channels not in (1, 3):
             raise UserError(f"DinoHeads sees pictures of 1 or 3 channels, these have {channels}")
-        trunk_of(self, "cpu")
+        trunk_of(self, torch.empty(0))
         return DinoNet(self)
 
 
@@ -91,10 +91,10 @@ class DinoNet(nn.Module):
         self.heads = nn.ModuleList(head(spec.width, spec.kernel) for _ in spec.blocks)
 
     def forward(self, x: Tensor) -> Tensor:
-        kept = trunk_of(self.spec, str(x.device))(x.float())
+        own = next(self.parameters())
+        kept = trunk_of(self.spec, own)(x.float())
         seen = zip(self.heads, self.spec.blocks, strict=True)
-        dtype = next(self.parameters()).dtype
-        return torch.cat([head(kept[block].to(dtype)).flatten(1) for head, block in seen], 1)
+        return torch.cat([head(kept[block].to(own.dtype)).flatten(1) for head, block in seen], 1)
 
 
 def head(width: int, kernel: int) -> nn.Module:
@@ -173,16 +173,17 @@ class Layer(nn.Module):
         return h + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(h)), approximate="tanh"))
 
 
-def trunk_of(spec: DinoHeads, device: str) -> Trunk:
+def trunk_of(spec: DinoHeads, like: Tensor) -> Trunk:
     """Return the frozen network of a spec; one without numbers while a run's cost is counted.
 
     Args:
         spec: of the discriminator.
-        device: where to put it.
+        like: a tensor on the device where it is to be.
     """
-    if isinstance(torch.empty(0), FakeTensor):
-        return Trunk(spec)
-    return _loaded(spec, device)
+    if isinstance(like, FakeTensor):
+        with like.fake_mode:
+            return Trunk(spec)
+    return _loaded(spec, str(like.device))
 
 
 @functools.cache

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
+from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.models.encoders.lib.vit import IMAGENET, PLAIN, Norm, Vit, config_of, last_norm, pretrained, resample_positions
 
@@ -29,6 +31,7 @@ class DINOv2:
         norm: the last one: "own"; "plain", without gain and bias, as in RAE; "none".
         pixels: "imagenet" for its mean and deviation; "plain" for [-1, 1], as VA-VAE has it.
         resize: of images; RAE's and REPA's is bicubic, VA-VAE's bilinear.
+        width: numbers of a token, for a dry run before the folder is there; None to read them in it.
     """
 
     path: str
@@ -37,14 +40,20 @@ class DINOv2:
     norm: Norm = "own"
     pixels: Literal["imagenet", "plain"] = "imagenet"
     resize: Literal["bicubic", "bilinear"] = "bicubic"
+    width: int | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, grid="[1, inf)")
+        check_fields(self, grid="[1, inf)", width="[1, inf)")
 
     @property
     def dim(self) -> int:
         """Numbers of a token."""
-        return int(config_of(self.path, *CLASSES)["hidden_size"])
+        if self.width is not None and not Path(self.path).exists():
+            return self.width
+        found = int(config_of(self.path, *CLASSES)["hidden_size"])
+        if self.width not in (None, found):
+            raise UserError(f"DINOv2.width {self.width}; {self.path} has {found}")
+        return found
 
     def load(self, device: torch.device | str = "cpu") -> nn.Module:
         """Return the frozen encoder. MissingDependency without the folder or the package transformers."""

@@ -32,6 +32,7 @@ class Published:
 _SIT = 675_111_184  # without learned variances
 _REPA = {"net": _SIT, "head": 8_131_328}
 _ADM = 295_899_267
+_PATCHES = 2_765_633
 _DDIT = {"net": 169_627_218}
 
 RESULTS: Mapping[str, Published] = {
@@ -84,6 +85,24 @@ RESULTS: Mapping[str, Published] = {
         "RAE, abstract",
         other="FID 2.16 after 80 epochs (README); 1.13 guided by a smaller model",
         parameters={"net": 838_675_796},
+    ),
+    "tokenizer_kl_f8": Published(
+        "rFID 0.90, PSNR 24.19", "LDM, README", parameters={"net": 83_653_863, "discriminator": _PATCHES}
+    ),
+    "tokenizer_kl_f4": Published("rFID 0.27, PSNR 27.53", "LDM, README", parameters={"discriminator": _PATCHES}),
+    "tokenizer_vq_f4": Published(
+        "rFID 0.58, PSNR 27.43", "LDM, README", parameters={"net": 55_322_782, "discriminator": _PATCHES}
+    ),
+    "tokenizer_va_vae": Published(
+        "rFID 0.28, PSNR 27.96",
+        "VA-VAE, table of reconstruction",
+        parameters={"net": 69_836_067, "discriminator": _PATCHES, "projection": 32_768},
+    ),
+    "tokenizer_rae": Published(
+        "rFID 0.57",
+        "RAE, table of noise-augmented decoding",
+        other="rFID 0.49 without noise",
+        parameters={"net": 415_056_640, "discriminator": 7_386_245},
     ),
     "mdlm_owt": Published(
         "perplexity 22.98",

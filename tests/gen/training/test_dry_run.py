@@ -100,6 +100,23 @@ def test_an_autoencoder_has_no_evaluation():
     assert cost.update > 0
 
 
+def test_frozen_networks_need_not_be_there():
+    """Their files are read in training; here they have a size."""
+    encoder = {"name": "dinov2", "path": "nowhere", "width": 8, "grid": 4, "norm": "plain"}
+    lpips = {"name": "lpips", "path": "nowhere.pth"}
+    heads = {"name": "dino", "path": "nowhere.pth", "blocks": [2, 1], "side": 16, "width": 8, "depth": 2, "heads": 2}
+    run = autoencoder()
+    rae = build("models.autoencoders", {"name": "rae", "size": 32, "channels": 3, "encoder": encoder})
+    against = build("training.objectives", {"name": "tokenizer", "perceptual": lpips, "discriminator": heads})
+    cost = cost_of(replace(run, model=rae, objective=against))
+    assert cost.parameters.keys() == {"net", "discriminator"}
+    assert cost.notes == tuple(
+        f"the {which}'s own passes are not counted" for which in ("frozen encoder", "perceptual distance")
+    )
+    held = build("training.objectives", {"name": "vf", "encoder": {**encoder, "grid": 8}, "gan_weight": 0.0})
+    assert cost_of(replace(run, objective=held)).parameters["projection"] == (4 * 8, 0)
+
+
 def test_a_run_that_cannot_start_is_refused():
     with pytest.raises(UserError, match="the run has no objective"):
         cost_of(replace(digits(), objective=None))

@@ -36,7 +36,7 @@ def test_only_heads_are_stored_and_gradients_reach_the_pictures():
     assert logits.shape == (2, 3 * 16)
     logits.sum().backward()
     assert x.grad.abs().sum() > 0 and all(p.grad is not None for p in net.parameters())
-    assert all(p.grad is None for p in trunk_of(SMALL, "cpu").parameters())
+    assert all(p.grad is None for p in trunk_of(SMALL, torch.empty(0)).parameters())
     net.eval()
     torch.testing.assert_close(net(x)[1:], net(x[1:]), rtol=1e-4, atol=1e-5)  # norms are of each picture
     with pytest.raises(UserError, match="these have 4"):
@@ -44,7 +44,7 @@ def test_only_heads_are_stored_and_gradients_reach_the_pictures():
 
 
 def test_the_frozen_network_is_a_pre_norm_transformer():
-    trunk, x = trunk_of(SMALL, "cpu"), pictures(side=16)
+    trunk, x = trunk_of(SMALL, torch.empty(0)), pictures(side=16)
     shift = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
     h = trunk.patch_embed["proj"](((x + 1) / 2 - shift[0]) / shift[1]).flatten(2).mT
     h = torch.cat([trunk.cls_token.expand(2, -1, -1), h], 1) + trunk.pos_embed
@@ -82,12 +82,12 @@ def test_a_head_knows_no_first_token_and_no_scale_of_weights():
 
 
 def test_weights_come_from_a_file_of_known_digest(tmp_path):
-    trunk, file = trunk_of(SMALL, "cpu"), tmp_path / "dino.pth"
+    trunk, file = trunk_of(SMALL, torch.empty(0)), tmp_path / "dino.pth"
     torch.save({**trunk.state_dict(), "norm.weight": torch.ones(8)}, file)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     spec = replace(SMALL, path=str(file), sha256=digest)
     spec.build(3, (12, 12))
-    assert torch.equal(trunk_of(spec, "cpu")(pictures())[3], trunk(pictures())[3])
+    assert torch.equal(trunk_of(spec, torch.empty(0))(pictures())[3], trunk(pictures())[3])
     for changes, says, kind in (
         ({"sha256": "00"}, f"has sha256 {digest}", UserError),
         ({"patch": 2}, "pos_embed is", UserError),

@@ -190,6 +190,15 @@ def test_without_its_folder_an_encoder_says_so_in_one_line(tmp_path, name):
         encoder.load()
 
 
+def test_the_width_that_is_said_of_a_folder_is_compared_once_it_is_there(tmp_path):
+    said = {"name": "dinov2", "path": str(tmp_path / "dino"), "width": 8}
+    assert build("models.encoders", said).dim == 8
+    (tmp_path / "dino").mkdir()
+    (tmp_path / "dino/config.json").write_text(json.dumps({"model_type": "dinov2", "hidden_size": 16}))
+    with pytest.raises(UserError, match=r"DINOv2\.width 8; .* has 16"):
+        assert build("models.encoders", said).dim
+
+
 def test_without_the_package_an_encoder_says_so_in_one_line(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "dinov2", "hidden_size": 32}))
     monkeypatch.setitem(sys.modules, "transformers", None)
