@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gen.config.errors import MissingDependency, UserError
 from gen.config.fields import check_fields
@@ -99,8 +100,9 @@ RANGES = {"AutoencoderRAE": (0.0, 1.0)}  # of the classes whose images are not i
 class Coder(nn.Module):
     """An autoencoder of diffusers, as the contract gen.diffusion.autoencoder.Autoencoder has it.
 
-    A network of video codes each image as a video of one frame. `channels` and `stride` are None where the config of
-    its class does not say them.
+    A network of video codes each image as a video of one frame. FLUX.2's latents are squares of 2 x 2 positions as
+    channels, which its pipelines normalise and denoise. `channels` and `stride` are None where the config of its class
+    does not say them.
     """
 
     def __init__(self, net: Any, image_range: tuple[float, float]):
@@ -117,6 +119,9 @@ class Coder(nn.Module):
         self.channels: int | None = _first(net.config, "latent_channels", "z_dim", "encoder_hidden_size")
         self.stride: int | None = _stride(net)
         self.statistics = _statistics(net)
+        self.patch = int(net.config["patch_size"][0]) if hasattr(net, "bn") else 1  # FLUX.2's, whose norm is of patches
+        if self.patch > 1 and self.channels is not None and self.stride is not None:
+            self.channels, self.stride = self.channels * self.patch**2, self.stride * self.patch
 
     def encode(self, x: Tensor) -> Posterior:
         """Return the latents of images: a normal distribution, or points where the network has none."""
@@ -126,20 +131,25 @@ class Coder(nn.Module):
         if hasattr(coded, "latent_dist"):
             normal = coded.latent_dist
             if hasattr(normal, "logvar") and not normal.deterministic:
-                return Posterior(self._image(normal.mean), self._image(normal.logvar))
-            return Posterior(self._image(normal.mode()))
-        return Posterior(self._image(coded.latents if hasattr(coded, "latents") else coded.latent))
+                return Posterior(self._latent(normal.mean), self._latent(normal.logvar))
+            return Posterior(self._latent(normal.mode()))
+        return Posterior(self._latent(coded.latents if hasattr(coded, "latents") else coded.latent))
 
     def decode(self, z: Tensor) -> Tensor:
         """Return the images of latents; UserError for a number of channels that is not the autoencoder's."""
         check_latents(self, z)
         low, high = self.image_range
+        z = F.pixel_shuffle(z, self.patch)
         return (self._image(self.net.decode(self._given(z)).sample) - low) * (2 / (high - low)) - 1
 
     def _given(self, x: Tensor) -> Tensor:
         """Return x as the network takes it."""
         x = x.to(self.net.device, self.net.dtype)
         return x[:, :, None] if self.video else x
+
+    def _latent(self, z: Tensor) -> Tensor:
+        """Return what the network gave as latents, [B, C, h, w] in float32."""
+        return F.pixel_unshuffle(self._image(z), self.patch)
 
     def _image(self, x: Tensor) -> Tensor:
         """Return what the network gave, [B, C, H, W] in float32."""
@@ -171,13 +181,17 @@ def _statistics(net: Any) -> Statistics | None:
     """Return mean and deviation of the latents that a network states; None where they come as a denoiser takes them.
 
     Pipelines scale by scaling_factor after shift_factor, or, where there is a mean for each channel, after that and
-    divided by its deviation, of the config or, in LTX's, of the weights. AutoencoderRAE has applied its own in encode.
+    divided by its deviation, of the config or, in LTX's, of the weights; FLUX.2's are running ones of a norm without
+    gain. AutoencoderRAE has applied its own in encode.
     """
     config = net.config
     if "encoder_input_size" in config:
         return None
     scale, shift = float(config.get("scaling_factor") or 1.0), float(config.get("shift_factor") or 0.0)
     kept = dict(net.named_buffers(recurse=False))
+    if hasattr(net, "bn"):
+        std = (net.bn.running_var.float().cpu() + float(config["batch_norm_eps"])).sqrt()
+        kept = dict(zip(("latents_mean", "latents_std"), (net.bn.running_mean, std), strict=True))
     mean, std = (
         torch.as_tensor(config.get(key) or kept.get(key, [same])).float().cpu().reshape(-1, 1, 1)
         for key, same in MOMENTS_OF

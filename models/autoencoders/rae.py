@@ -43,7 +43,8 @@ class RAE(family.Family):
 
     Attributes:
         encoder: see gen.models.encoders; RAE's are dinov2, siglip2 and mae with norm = "plain".
-        size: height and width of the pictures, a multiple of the encoder's grid.
+        size: height and width of the pictures, a multiple of the encoder's grid; the encoder sees them resized to its
+            own side, and pictures of another size are refused.
         channels: of the pictures.
         classes: labels of the data, of which nothing depends.
         width, depth, heads: of the decoder's tokens, blocks and attention.
@@ -132,6 +133,11 @@ class RAENet(Network):
 
     def encode(self, images: Tensor) -> Posterior:
         check_images(self, images)
+        if images.shape[2:] != (self.spec.size, self.spec.size):  # which the encoder would resize, and decode not back
+            side, given = self.spec.size, " x ".join(map(str, images.shape[2:]))
+            raise UserError(
+                f"RAE's pictures are {side} x {side}, these {given}: resize them, as gen encode --size {side}"
+            )
         encoder = _loaded(self.spec.encoder, str(images.device)) if self.encoder is None else self.encoder
         with torch.no_grad():
             tokens: Tensor = encoder(images).tokens  # [B, grid^2, C]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ TRAINING = ("dropout", "lr_scale")  # fields that change nothing once a model is
 def export_published(run: str | Path, out: str | Path, origin: str, *, weights: str | None = None) -> Json:
     """Write a model's weights as an origin publishes them, and return the spec that imports them again.
 
+    What an origin keeps in another file, RAE's stat.pt, is written beside it as STEM-FIELD.pt, which the spec names.
     The file is read back before it gets its name, so that what an origin cannot say is refused and never lost.
 
     Args:
@@ -57,15 +59,24 @@ def export_published(run: str | Path, out: str | Path, origin: str, *, weights: 
         reason = "it has no labels, and models there always take one" if unlabelled else error
         raise UserError(f"{run}, a {type(spec).__name__}, cannot be a file of {origin}: {reason}") from None
     state = {name: value.detach().cpu().clone() for name, value in f.net.state_dict().items()}
-    with replacing(out) as partial:
+    more: dict[str, Json] = chosen.beside(state) if hasattr(chosen, "beside") else {}
+    beside = {field: out.with_name(f"{out.stem}-{field}.pt") for field in more}
+    if there := [str(file) for file in beside.values() if file.exists()]:
+        raise UserError(f"{', '.join(there)} is there already, which would be written beside {out}")
+    with ExitStack() as stack:
+        partial, written = stack.enter_context(replacing(out)), dict[str, str]()
+        for field, content in more.items():
+            file = stack.enter_context(replacing(beside[field]))
+            torch.save(content, file)
+            written[field] = str(file)
         if out.suffix == ".pt":
             torch.save(getattr(chosen, "publish", dict)(state), partial)
         else:
             from safetensors.torch import save_file
 
             save_file(state, partial)
-        _check_same(f, state, chosen, partial, run)
-    return spec_of(chosen)
+        _check_same(f, state, dataclasses.replace(chosen, **written), partial, run)
+    return spec_of(dataclasses.replace(chosen, **{field: str(file) for field, file in beside.items()}))
 
 
 def _check_same(f: Denoiser, state: dict[str, torch.Tensor], origin: Origin, file: Path, run: str | Path) -> None:

@@ -206,6 +206,10 @@ def test_restored_images_by_hand_and_as_torchmetrics_has_them() -> None:
     assert psnr(a, b).se == pytest.approx(float(theirs.std()) / 3**0.5, rel=1e-4)
     _, theirs = structural_similarity_index_measure(a.double(), b.double(), data_range=255.0, return_full_image=True)
     assert ssim(a, b).value == pytest.approx(float(theirs[..., 5:-5, 5:-5].mean()), rel=1e-9)  # it pads, too
+    grey, lighter = (torch.full((2, 3, 16, 16), level, dtype=torch.uint8) for level in (100, 120))
+    c1 = (0.01 * 255) ** 2  # of constants only the means are left
+    assert ssim(grey, lighter).value == pytest.approx((2 * 100 * 120 + c1) / (100**2 + 120**2 + c1), rel=1e-12)
+    assert ssim(a, a).value == pytest.approx(1, abs=1e-15)
     with pytest.raises(UserError, match="at least 11"):
         ssim(a[..., :9], b[..., :9])
     with pytest.raises(UserError, match="allowed: uint8"):

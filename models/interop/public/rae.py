@@ -24,8 +24,9 @@ from gen.models.interop.weights import State, Weights
 from gen.models.lightning_dit import LightningDiT
 from gen.training.run import Run, Sampler
 
-__all__ = ["RAEWeights", "read_statistics"]
+__all__ = ["RAEWeights", "moments_file", "read_moments", "read_statistics"]
 
+EPS = 1e-5  # added to a variance
 BASE = 4096  # numbers of a latent for which the grid of times is even
 LATENT = {
     "autoencoder": "nyu-visionx/RAE-collections",
@@ -122,6 +123,16 @@ def read_statistics(file: Path, shape: tuple[int, ...]) -> State:
     """Return scale and shift of a file of mean and var, [C, H, W] each: x = (latent - mean) / sqrt(var + 1e-5).
 
     Args:
+        file, shape: see `read_moments`.
+    """
+    mean, std = read_moments(file, shape)
+    return {"scale": std.reciprocal().float(), "shift": mean.float()}
+
+
+def read_moments(file: Path, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Return mean and sqrt(var + 1e-5) of a file of mean and var, float64 [C, H, W] each.
+
+    Args:
         file: path of a stat.pt; UserError for another.
         shape: of a latent.
     """
@@ -135,4 +146,16 @@ def read_statistics(file: Path, shape: tuple[int, ...]) -> State:
     mean, var = values
     if not bool((var >= 0).all()) or not bool(torch.isfinite(mean).all()):
         raise UserError(f"stats: {file} holds a var below 0, or a mean that is not finite")
-    return {"scale": (var + 1e-5).rsqrt().float(), "shift": mean.float()}
+    return mean, (var + EPS).sqrt()
+
+
+def moments_file(mean: Tensor, std: Tensor) -> dict[str, Tensor]:
+    """Return the content of a stat.pt that `read_moments` reads as these, to the bit of float32.
+
+    Args:
+        mean, std: float32 [C, H, W]; UserError for a deviation that the formula does not reach.
+    """
+    var = std.double().square() - EPS
+    if bool((var < 0).any()):
+        raise UserError(f"stat.pt: deviations are sqrt(var + {EPS}) there, and one here is {float(std.min()):.3g}")
+    return {"mean": mean.float(), "var": var.float()}

@@ -18,7 +18,7 @@ from gen.models.autoencoders.rae import PIXELS, RAE
 from gen.models.encoders.siglip2 import SigLIP2
 from gen.models.interop.lib.inferred import Conversion, Reader, build_spec, published_heads
 from gen.models.interop.lib.rae_folder import decoder_from_diffusers, encoder_from_diffusers, encoder_of, statistics_of
-from gen.models.interop.public.rae import read_statistics
+from gen.models.interop.public.rae import moments_file, read_moments
 from gen.models.interop.weights import State, Weights
 from gen.training.run import Run
 
@@ -60,7 +60,16 @@ class RAEDecoder:
 
     def publish(self, state: Mapping[str, Tensor]) -> Json:
         """Return what a model.pt holds."""
-        return {name.removeprefix("decoder."): value for name, value in state.items()}
+        return {name.removeprefix("decoder."): value for name, value in state.items() if name.startswith("decoder.")}
+
+    def beside(self, state: Mapping[str, Tensor]) -> dict[str, Json]:
+        """Return the content of files beside a model.pt by the field that names them: a stat.pt of stored statistics.
+
+        Args:
+            state: as of publish.
+        """
+        stored = "latent_mean" in state
+        return {"stats": moments_file(state["latent_mean"], state["latent_std"])} if stored else {}
 
     def _decoder(self, weights: Weights, preset: str | None) -> Conversion:
         """Convert the authors' weights, of the decoder alone or in a training's file."""
@@ -75,8 +84,8 @@ class RAEDecoder:
         tensors: dict[str, Tensor] = {f"decoder.{name}": value for name, value in kept.items()}
         if self.stats is not None:
             shape = (fields["dim"], fields["grid"], fields["grid"])
-            found = read_statistics(Path(self.stats), shape)
-            tensors |= {"latent_mean": found["shift"], "latent_std": 1 / found["scale"]}
+            mean, std = read_moments(Path(self.stats), shape)
+            tensors |= {"latent_mean": mean.float(), "latent_std": std.float()}
             fields["statistics"] = fields["grid"]
         model = self._model(fields, self.encoder, preset)
         return Conversion(Run(model=model, ema=()), tensors, {}, dropped)

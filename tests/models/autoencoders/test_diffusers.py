@@ -201,6 +201,31 @@ def test_what_ltx_keeps_beside_its_config_is_stated(tmp_path):
     assert latent.shape[-1] * coder.stride == 32  # 16: two halvings of patches of 4
 
 
+@torch.no_grad()
+def test_flux_2_s_latents_are_patches_with_the_statistics_of_their_norm(tmp_path):
+    """As its pipeline encodes a picture that is edited, and decodes what it has made."""
+    torch.manual_seed(0)
+    net = diffusers.AutoencoderKLFlux2(
+        latent_channels=4, block_out_channels=(4, 4), down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1, norm_num_groups=2, sample_size=16,
+    ).eval()  # fmt: skip
+    net.bn.running_mean.normal_(0.0, 0.3)
+    net.bn.running_var.uniform_(0.5, 2.0)
+    net.save_pretrained(tmp_path)
+    coder = build("models.autoencoders", {"name": "diffusers", "folder": str(tmp_path)}).load()
+    x = torch.rand(2, 3, 16, 24) * 2 - 1
+    z = coder.encode(x).mean
+    assert z.shape == (2, 16, 4, 6) and (coder.channels, coder.stride) == (16, 4)
+    pipeline = object.__new__(diffusers.Flux2Pipeline)
+    pipeline.vae = net
+    normal = (z - coder.statistics.mean) / coder.statistics.std
+    torch.testing.assert_close(normal, pipeline._encode_vae_image(x, None), rtol=1e-5, atol=1e-5)
+    whole = net.decode(pipeline._unpatchify_latents(z)).sample
+    torch.testing.assert_close(coder.decode(z), whole, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match="multiples of 4"):
+        coder.encode(x[..., :18])
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_an_autoencoder_of_sound_is_refused(tmp_path):
     diffusers.AutoencoderOobleck(

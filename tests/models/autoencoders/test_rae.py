@@ -68,7 +68,7 @@ def test_a_folder_of_diffusers_is_the_same_network_here_and_back(tmp_path, kind,
     import_checkpoint(tmp_path / "theirs", out=tmp_path / "run")
     ours = build("models.autoencoders", {"name": "trained", "folder": str(tmp_path / "run")}).load().double()
     assert ours.image_range == (0.0, 1.0) and (ours.channels, ours.stride) == (64, 4)
-    x = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+    x = torch.rand(2, 3, 16, 16, dtype=torch.float64)
     mean, std = (value.double() for value in ours.statistics)
     z = net.encode(x).latent
     torch.testing.assert_close((ours.encode(2 * x - 1).mean - mean) / std, z, rtol=1e-6, atol=1e-6)
@@ -114,12 +114,26 @@ def test_a_decoder_of_the_authors_with_its_encoder_s_folder_and_statistics(tmp_p
     ours = build("models.autoencoders", {"name": "trained", "folder": str(tmp_path / "run")}).load()
     torch.testing.assert_close(ours.statistics.std, (var + 1e-5).sqrt())
     torch.testing.assert_close(ours.statistics.mean, mean)
+    unit = torch.randn(64, 64, 4, 4, generator=g, dtype=torch.float64)
+    unit = (unit - unit.mean(0)) / unit.std(0, correction=0)
+    latents = unit * var.sqrt() + mean  # latents of exactly these statistics
+    normal = (latents - ours.statistics.mean) / ours.statistics.std
+    torch.testing.assert_close(normal.mean(0), torch.zeros(64, 4, 4).double(), rtol=0, atol=1e-4)
+    torch.testing.assert_close(normal.var(0, correction=0), (var / (var + 1e-5)).double(), rtol=1e-5, atol=0)
     tokens = torch.randn(2, 64, 4, 4, generator=g)
     pixels = net.decoder.unpatchify(net.decoder(tokens.flatten(2).mT).logits)  # diffusers' decoder: the reference
     scale, shift = (torch.tensor(v).reshape(3, 1, 1) for v in ((0.229, 0.224, 0.225), (0.485, 0.456, 0.406)))
     torch.testing.assert_close(ours.decode(tokens), (pixels * scale + shift) * 2 - 1, rtol=1e-4, atol=1e-5)
     z = ours.encode(torch.rand(2, 3, 16, 16) * 2 - 1).mean
     torch.testing.assert_close(z.square().sum(1), torch.full((2, 4, 4), 64.0), rtol=1e-4, atol=1e-3)
+    whole = ["export", str(tmp_path / "run"), "--to", "rae_autoencoder", "--out", str(tmp_path / "whole.pt")]
+    assert main(whole) == 0
+    stored, given = (torch.load(tmp_path / name, weights_only=True) for name in ("whole-stats.pt", "stat.pt"))
+    assert torch.equal(stored["mean"], given["mean"]) and float((stored["var"] - given["var"]).abs().max()) < 2e-7
+    again = {**spec, "stats": str(tmp_path / "whole-stats.pt")}
+    import_checkpoint(tmp_path / "whole.pt", again, out=tmp_path / "again")
+    back = build("models.autoencoders", {"name": "trained", "folder": str(tmp_path / "again")}).load()
+    assert all(torch.equal(a, b) for a, b in zip(back.statistics, ours.statistics, strict=True))
     spec.pop("stats")
     import_checkpoint(tmp_path / "model.pt", spec, out=tmp_path / "plain")
     to = ["--to", "rae_autoencoder", "--out", str(tmp_path / "back.pt")]
@@ -164,6 +178,8 @@ def test_a_decoder_that_predicts_nothing_gives_the_mean_pixel_and_training_diffe
     expected = torch.tensor([0.485, 0.456, 0.406], dtype=torch.float64).reshape(3, 1, 1) * 2 - 1
     torch.testing.assert_close(net.decode(z), expected.expand(2, 3, 8, 8), rtol=1e-6, atol=1e-6)
     assert net.decode(z[:, :, ::2, ::2]).shape == (2, 3, 8, 8)  # fewer tokens are resampled to the grid
+    with pytest.raises(UserError, match="RAE's pictures are 8 x 8, these 8 x 12: resize them"):
+        net.encode(torch.zeros(1, 3, 8, 12, dtype=torch.float64))
 
 
 def test_digits_from_training_to_standardised_latents(tmp_path):
