@@ -1,7 +1,7 @@
 """Distillers: one file per method. Contract: gen.training.distillation.Distiller; gen.distill runs one.
 
     pairs            reflow, rectified_diffusion, knowledge
-    trajectories     progressive, phased
+    trajectories     progressive, phased, sinsr
     scores           dmd2, f_distill, sid; disback around any of them, after degradation
     consistency      consistency, ict, ect, tcm, scm
     flow maps        meanflow, shortcut

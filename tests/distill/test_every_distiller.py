@@ -46,6 +46,7 @@ METHODS = {
     "scm": ("image", 1, {"warmup": 4}),
     "shortcut": ("image", 1, {"velocity": "teacher", "steps": 8, "bootstrap": 0.5, "ema_decay": 0.5}),
     "sid": ("image", 1, {"critic_steps": 2}),
+    "sinsr": ("trig", 1, {"steps": 2}),
     "tcm": ("consistency", 1, {}),
     "trajectory": ("text", None, {"prompts": 40, "blocks": (2, 3), "ramp_updates": 3}),
 }  # fmt: skip
@@ -170,6 +171,7 @@ WRONG = {
     "scm": {"sigma_data": 0.0, "damping": 0.0, "warmup": -1, "class_dropout": 2.0},
     "shortcut": {"steps": 12, "bootstrap": 1.5, "ema_decay": -1.0, "clip": 0.0},
     "sid": {"critic_steps": 0, "weight": "x"},
+    "sinsr": {"steps": 1, "inverse": -1.0, "truth": -1.0},
     "tcm": {"transition": 0.0, "sigma_max": 0.5, "boundary": 1.0, "gap": 0.0, "dof": 0.0, "boundary_weight": -1.0},
     "trajectory": {"blocks": (), "ratio": (0.0, 1.5), "ramp_updates": 0},
 }
@@ -225,6 +227,7 @@ OTHER = {
     "rollout": [{"solver": "heun", "steps": 2}], "time_power": [0.0], "beta": [0.5], "trust": [0.3],
     "trust_decay": [0.9], "noise_level": [0.3], "clip_range": [1e-9], "advantage_clip": [0.5], "refresh": [1],
     "teacher_weight": [0.1], "sampler": [{"solver": "euler", "steps": 3}],
+    "inverse": [0.5], "truth": [0.5],
 }  # fmt: skip
 WITH = {"premetric_over_t": {"premetric": "square"}, "guidance_interval": {"omega": 2.0}}
 OTHER |= {"premetric_over_t": [True], "guidance_interval": [(0.2, 0.5)]}
