@@ -50,6 +50,7 @@ FOLDERS = (
     "samplers.solvers",
     "samplers.grids",
     "samplers.guides",
+    "samplers.restore",
     "samplers.caches",
     "samplers.caches.policies",
     "samplers.caches.predictors",

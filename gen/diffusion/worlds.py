@@ -16,7 +16,7 @@ from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.diffusion.tap import Tap
 
-__all__ = ["Gaussian", "GaussianStages", "Mixture", "chord"]
+__all__ = ["Correlated", "Gaussian", "GaussianStages", "Mixture", "chord"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +58,46 @@ class Gaussian:
         alpha, sigma = self.path.alpha(t)[..., None], self.path.sigma(t)[..., None]
         x0 = (sigma**2 * self.mean + alpha * self.std**2 * x) / self.spread(t) ** 2
         return Prediction(x0, -sigma * self.score(x, t))
+
+    def null(self, cond: Cond) -> Cond:
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class Correlated:
+    """Data N(mean, covariance), and what is known of them from y = A x + noise.
+
+    Attributes:
+        path: of the noise.
+        mean: [D].
+        covariance: [D, D], positive definite.
+    """
+
+    path: NoisePath
+    mean: Tensor
+    covariance: Tensor
+
+    def posterior(self, A: Tensor, y: Tensor, noise: float) -> Correlated:
+        """Return the law of x given y.
+
+        Args:
+            A: [M, D].
+            y: [M].
+            noise: standard deviation of the measurement's noise.
+        """
+        cross = self.covariance @ A.mT
+        gain = torch.linalg.solve(A @ cross + noise**2 * torch.eye(len(A)).to(A), cross.mT).mT  # [D, M]
+        return Correlated(self.path, self.mean + gain @ (y - A @ self.mean), self.covariance - gain @ cross.mT)
+
+    def __call__(
+        self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
+    ) -> Prediction:
+        values, vectors = torch.linalg.eigh(self.covariance)
+        a, b = expand(self.path.alpha(t), x), expand(self.path.sigma(t), x)
+        centred = (x - a * self.mean) @ vectors
+        share = 1 / (a**2 * values + b**2)
+        x0 = self.mean + (a * values * share * centred) @ vectors.mT
+        return Prediction(x0, (b * share * centred) @ vectors.mT)
 
     def null(self, cond: Cond) -> Cond:
         return {}

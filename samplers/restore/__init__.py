@@ -1,7 +1,8 @@
-"""Restoration with a prior that was never trained for it, where no guide says it: whole loops of their own.
+"""Restoration by a prior that was never trained for it: samples that agree with a measurement y = A x + noise.
 
-    volume   DiffusionMBIR: volumes, by a prior of slices and total variation between them
+    exact, pigdm, dps, ddnm, diffpir   any solver, with a prediction that is moved towards the measurement
+    ddrm                               a step for each singular direction
+    volume                             DiffusionMBIR: volumes, by slices and total variation between them
 
-A plug-in is a frozen dataclass with `restore(denoise, y, operator, shape, noise, cond=None) -> x`: y = A x + noise of
-an operator of gen.operators, x of `shape` (B, C, H, W), `noise` with a seed for each row.
+A plug-in is a frozen dataclass with `restore`; contract: lib.restorer.Restorer.
 """
