@@ -153,23 +153,23 @@ def urepa_xl_2() -> Run:
 
 
 def dfm_xl_2() -> Run:
-    """Train DFM-XL/2 on ImageNet 256: two stages of the latent at times of their own, 400,000 updates of 256 latents.
+    """Train DFM-XL/2 on ImageNet 512: two stages of the latent at times of their own, 400,000 updates of 256 latents.
 
-    Sources: Haji-Ali et al. 2025, arXiv 2506.19839; snap-research/elit, README (checked), models/sit_dfm.py and
-    loss.py: REPA's settings without its alignment, the newest stage the first in .9 of cases, coarser times
-    logit-normal (-2, 1), 40 Euler steps to the threshold .1 and 10 behind it. The paper's own networks differ
-    (docs/stages.md): 500,000 updates in FLUX's latents of 512 x 512 images, FID 9.77.
+    Sources: Haji-Ali et al. 2025, arXiv 2506.19839; snap-research/elit, README, experiments/train/dfm_sit_xl_512.yaml,
+    models/sit_dfm.py and loss.py (checked): REPA's settings without its alignment, the newest stage the first in .9 of
+    cases, coarser times logit-normal (-2, 1), bfloat16, 40 Euler steps to the threshold .1 and 10 behind it. The
+    paper's own networks differ (docs/stages.md): 500,000 updates in FLUX's latents, FID 9.77.
 
-    Left out: one draw of the newest stage for a whole batch; here each latent draws its own. Not verified: those two
-    files and the FID, which are no longer to be had.
+    Left out: one draw of the newest stage for a whole batch; here each latent draws its own.
     """
-    flow = _flow(build("models", "DFM-XL/2"), DFM(earlier=LogitNormal(-2.0)))
+    flow = _flow(build("models", "DFM-XL/2", size=64), DFM(earlier=LogitNormal(-2.0)))
     return replace(
         repa_xl_2(),
         **{**flow, "path": build("diffusion.path", "staged", thresholds=(0.1,))},
-        data=sd_latents(),
+        data=_latents("data/imagenet512-sd", scale=0.18215, features=False),
         sampler=Sampler("euler", steps=50, grid={"name": "phases", "shares": [4, 1]}),
         steps=400_000,
+        precision="bf16",
     )
 
 

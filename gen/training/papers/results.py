@@ -56,11 +56,10 @@ RESULTS: Mapping[str, Published] = {
         "FID 1.36, guided by 2.3", "REG, README", parameters={"net": 676_886_032, "head": 8_131_328}
     ),
     "dfm_xl_2": Published(
-        "FID 18.74",
-        "DFM, its public code",
-        other="SiT-XL/2 there 21.82; FID 9.77 in the paper, of 512 x 512 images",
-        checked=False,
-        parameters={"net": _SIT + 4_291_204},
+        "FID 18.74 at 512 x 512",
+        "snap-research/elit, README",
+        other="SiT-XL/2 there 21.82; FID 9.77 in the paper, in FLUX's latents",
+        parameters={"net": _SIT + 4_291_204 + 768 * 1152},  # 1024 positions, of which SiT at 256 x 256 has 256
     ),
     "urepa_xl_2": Published(
         "FID 1.48, guided by 1.65",

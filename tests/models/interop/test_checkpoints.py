@@ -60,6 +60,7 @@ def test_every_origin_is_tested():
     assert set(names(FOLDER)) == {
         *ORIGINS,
         "diffusers",
+        "dfm",
         "diffusers_autoencoder",
         "edm",
         "ldm_autoencoder",
