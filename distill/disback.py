@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -74,6 +74,10 @@ class DisBack(Distiller):
     @property
     def rates(self) -> dict[str, float]:
         return self.method.rates
+
+    @property
+    def delays(self) -> Mapping[str, int]:
+        return self.method.delays
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         sequence = self.sequence()
