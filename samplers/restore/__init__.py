@@ -3,6 +3,7 @@
     exact, pigdm, dps, ddnm, diffpir   any solver, with a prediction that is moved towards the measurement
     ddrm                               a step for each singular direction
     volume                             DiffusionMBIR: volumes, by slices and total variation between them
+    red_psm                            RED-PSM: films of few measurements a frame, by a product of low rank
 
 A plug-in is a frozen dataclass with `restore`; contract: lib.restorer.Restorer.
 """
