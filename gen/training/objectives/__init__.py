@@ -9,6 +9,7 @@
     dfm          stages at times of their own                  tokenizer  an autoencoder's, with a discriminator
     restore      of a degraded picture's residual (ResShift)   vf         tokenizer + features of another model
     docdiff      restore, with a coarse network
+    straight     any of denoising, for fewer adaptive steps
 
 This page is the contract; a class of your own is named "my_package.module:Class".
 """
