@@ -50,7 +50,7 @@ class DocDiff(Restoration):
             raise UserError("DocDiff trains a coarse network, too: set model.coarse, such as to the model unet")
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
-        f = roles["net"]
+        f, batch = roles["net"], self.degraded(batch)
         shifted, base = residuals(f, batch)
         t, cond = self.draw(f, shifted)
         fine = self.losses(f, replace(shifted, x=batch.x - base), cond, t).mean()

@@ -15,6 +15,8 @@ from gen.diffusion.parameterisation import X0
 from gen.diffusion.path import DDPM, Shift
 from gen.models.beside import Beside
 from gen.models.unet import UNet
+from gen.operators.inpaint import Inpaint
+from gen.operators.pool import Pool
 from gen.pipeline import Pipeline
 from gen.training.objectives import Batch
 from gen.training.objectives.denoise import Denoising
@@ -64,6 +66,24 @@ def test_restoration_is_denoising_of_the_residual():
     assert not found.requires_grad  # of a network whose weights are all in the base
     roles = {"net": Denoiser(net, Shift(), X0())}
     assert torch.equal(Restoration().validate(roles, data), Denoising().validate(roles, shifted))
+
+
+def test_an_operator_degrades_the_batch_anew_at_every_step():
+    data = batch()
+    bare = replace(data, cond={})
+    made = Restoration(operator=Pool(2), noise=0.1).degraded(bare).cond["low"]
+    rest = made - nn.functional.avg_pool2d(data.x, 2)
+    assert made.shape == (4, 1, 4, 4) and 0.05 < float(rest.std()) < 0.2
+    other = Restoration(operator=Pool(2), noise=0.1).degraded(replace(bare, noise=training_noise(0, 1, range(4))))
+    assert not torch.equal(other.cond["low"], made)
+    matrix = Restoration(operator=Inpaint(box=(2, 6, 2, 6))).degraded(bare).cond["low"]
+    assert matrix.shape == data.x.shape and not matrix[..., 2:6, 2:6].any()
+    for wrong, why in (
+        (lambda: Restoration(operator=Pool(2)).degraded(data), "give one of the two"),
+        (lambda: Restoration(noise=0.1), "noise = 0.1 without an operator"),
+    ):
+        with pytest.raises(UserError, match=why):
+            wrong()
 
 
 def test_the_laplacian_sees_neither_constants_nor_ramps_but_points():
