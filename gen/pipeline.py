@@ -31,6 +31,7 @@ from gen.diffusion.net import NetMembers, members, unwrap
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.path import NoisePath
 from gen.diffusion.sampling import integrate
+from gen.restoration import restore
 from gen.samples import Samples
 from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline, engine_of
@@ -214,6 +215,8 @@ class Pipeline:
         states = torch.cat([torch.stack(batch.states, 1) for batch in parts if batch.states]) if trajectory else None
         return Samples(x, cond, evaluations / n, seconds, reports, self.net.about, self.no_pictures, states, prompts)
 
+    restore = restore
+
     def prepared(self, engine: object = "auto") -> Pipeline:
         """Return the pipeline with a network prepared by an engine of gen.models.engines: a name, a spec or an object.
 
@@ -224,9 +227,8 @@ class Pipeline:
         if self.engine is not None:
             raise UserError(f"{self.name} is prepared already; prepare the pipeline that was loaded")
         built = engine_of(engine)
-        under = getattr(self.denoiser.net, "under", None)  # of a network that stays as it is
-        copies = getattr(built, "copies", True)
-        net = under(built) if under and copies else built.prepare(self.denoiser.net, self.device)
+        net, under = self.denoiser.net, getattr(self.denoiser.net, "under", None)  # of one that stays as it is
+        net = under(built) if under and getattr(built, "copies", True) else built.prepare(net, self.device)
         return replace(self, denoiser=replace(self.denoiser, net=net), engine=built)
 
     @check_arguments(batch_size="[1, inf)")
@@ -248,8 +250,7 @@ class Pipeline:
         x, sizes = samples.x, [(n, 1) for n in samples.x.shape[1:]]
         if x.ndim != 4 or any(n not in of for v in (scale, shift) for n, of in zip(v.shape, sizes, strict=True)):
             raise UserError(f"decoded: samples are {list(x.shape)}, the latents' scale is {list(scale.shape)}")
-        expected = latent_of(self.info).get("image_range")
-        own = getattr(coder, "image_range", None)
+        expected, own = latent_of(self.info).get("image_range"), getattr(coder, "image_range", None)
         if expected and own and list(own) != list(expected):
             raise UserError(f"decoded: the autoencoder's image_range is {own}, the latents' {expected}")
         return self._with_pictures(samples, coder, samples.x / scale + shift, batch_size)

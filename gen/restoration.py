@@ -1,0 +1,101 @@
+"""Restoration of measurements by a pipeline's model: one sample for each, or several that agree with it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gen.config.errors import UserError
+from gen.config.spec import build, spec_of
+from gen.diffusion.composition import compose
+from gen.diffusion.denoiser import CountingDenoiser, DenoiserLike
+from gen.diffusion.noise import Noise, sample_seeds
+from gen.samples import Samples
+
+if TYPE_CHECKING:
+    from gen.pipeline import Pipeline
+
+__all__ = ["restore"]
+
+
+@torch.no_grad()
+def restore(
+    pipeline: Pipeline,
+    y: Tensor,
+    operator: object,
+    method: object = "pigdm",
+    *,
+    noise: float | None = None,
+    cond: Any = None,
+    guide: object = None,
+    each: int = 1,
+    seed: int = 0,
+    batch_size: int = 250,
+) -> Samples:
+    """Return samples x of a model that agree with measurements y = A x + noise.
+
+    Args:
+        pipeline: the model; one of latents has an operator on latents.
+        y: [n, *measured].
+        operator: A, a name or a spec of gen.operators, an object with `on`, or an Operator of the model's shape.
+        method: a name or a spec of gen.samplers.restore, or an object.
+        noise: deviation of the measurements' noise; None for the method's own field.
+        cond: as of Pipeline.sample, of each measurement; None for no class.
+        guide: of the prediction that the method moves; None for none.
+        each: samples of each measurement, one after another.
+        seed: as of Pipeline.sample.
+        batch_size: samples at a time.
+
+    Raises:
+        UserError: for measurements of another shape, and for what operator, method or model refuse.
+    """
+    shape = tuple(pipeline.state_shape)
+    given = build("operators", operator)
+    on = given if hasattr(given, "measured") else given.on(shape)
+    rule = build("samplers.restore", method)
+    if noise is not None:
+        if not hasattr(rule, "noise"):
+            raise UserError(f"restore: {type(rule).__name__} has no field noise, and {noise} is given")
+        rule = build("samplers.restore", {**_spec(rule), "noise": noise})
+    if y.ndim != 1 + len(on.measured) or tuple(y.shape[1:]) != tuple(on.measured):
+        raise UserError(
+            f"restore: y is {list(y.shape)}; this operator measures [n, {', '.join(map(str, on.measured))}]"
+        )
+    n = len(y) * each
+    labels = pipeline.condition(n, cond, 0, each)
+    if cond is None and pipeline.net.null_class:
+        labels = dict(pipeline.denoiser.null(labels))
+    seeds, images, evaluations, began = sample_seeds(seed, n), [], 0, time.perf_counter()
+    for first in range(0, n, batch_size):
+        rows = slice(first, min(first + batch_size, n))
+        part = {key: value[rows].to(pipeline.device) for key, value in labels.items()}
+        known = y.repeat_interleave(each, 0)[rows].to(pipeline.device).float()
+        counted, f = _guided(pipeline.denoiser, rule, guide, part, known, shape)
+        x = rule.restore(f, known, on, (len(known), *shape), Noise(tuple(seeds[rows])), part)
+        images.append(x.float().cpu())
+        evaluations += sum(counter.rows for counter in counted)
+    return Samples(
+        torch.cat(images), labels, evaluations / n, time.perf_counter() - began, no_pictures=pipeline.no_pictures
+    )
+
+
+def _spec(rule: Any) -> dict[str, Any]:
+    found = spec_of(rule)
+    return {"name": found} if isinstance(found, str) else dict(found)
+
+
+def _guided(
+    denoiser: DenoiserLike, rule: Any, guide: object, cond: Any, like: Tensor, shape: tuple[int, ...]
+) -> tuple[tuple[CountingDenoiser, ...], DenoiserLike]:
+    """Return the counters of the networks and the prior that a method asks."""
+    if guide in (None, "none"):
+        counter = CountingDenoiser(denoiser)
+        return (counter,), counter
+    if not hasattr(rule, "grid") or not hasattr(rule, "solver"):
+        raise UserError(f"restore: a guide needs a loop of times, which {type(rule).__name__} has not")
+    times = rule.grid.times(denoiser.path, rule.steps)
+    loop = compose(denoiser, times, rule.solver, build("samplers.guides", guide), cond, like.new_zeros(1, *shape))
+    return loop.counters, loop.f
