@@ -81,8 +81,7 @@ class Separable(Decomposed):
 
     def __init__(self, shape: tuple[int, ...], factors: dict[int, Tensor]) -> None:
         self.dims = sorted(factors)
-        measured, s = list(shape), torch.ones(1, dtype=torch.float64)
-        s = s.expand(shape)
+        measured, s = list(shape), torch.ones(shape, dtype=torch.float64)
         for dim in self.dims:
             M = factors[dim].double()
             U, values, Vt = torch.linalg.svd(M)
