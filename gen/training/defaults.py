@@ -69,7 +69,8 @@ def on_path(thing: Any, path: Any) -> Any:
     """
     if not isinstance(path, NoisePath) or not dataclasses.is_dataclass(thing) or isinstance(thing, type):
         return thing
-    values = {f.name: getattr(thing, f.name) for f in dataclasses.fields(thing) if f.init}
+    fields = [f for f in dataclasses.fields(thing) if f.init and "operators" not in f.metadata.get("folders", ())]
+    values = {f.name: getattr(thing, f.name) for f in fields}  # an operator's `on` is of shapes
     natural = {name: value.on(path) for name, value in values.items() if hasattr(value, "on")}
     return dataclasses.replace(thing, **natural) if natural else thing
 

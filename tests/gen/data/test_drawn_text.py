@@ -1,10 +1,11 @@
-"""Drawn text: always the same pages, crops of them, and their degraded versions."""
+"""Data to be restored: always the same pages of text and digits, with their degraded versions."""
 
 from __future__ import annotations
 
 import torch
 
 from gen.data.drawn_text import DrawnText, blurred
+from gen.data.low_digits import LowDigits
 
 
 def test_it_holds_crops_of_pages_with_their_degraded_versions():
@@ -29,3 +30,11 @@ def test_a_blur_keeps_constants_and_widens_a_point_by_its_variance():
     out, at = blurred(x, 2.0)[0, 0], torch.arange(41.0).double() - 20
     torch.testing.assert_close(blurred(x + 3, 2.0), blurred(x, 2.0) + 3)
     assert abs(float((out.sum(0) * at**2).sum()) - 4) < 0.02
+
+
+def test_low_digits_have_other_noise_in_each_copy():
+    train, test = LowDigits(copies=2).open("train"), LowDigits(noise=0.0).open("test")
+    assert (len(train), len(test)) == (2 * 1437, 360) and train.fingerprint != test.fingerprint
+    assert torch.equal(test.low, torch.nn.functional.avg_pool2d(test.x, 2))
+    assert torch.equal(train.x[0], train.x[1437]) and not torch.equal(train.low[0], train.low[1437])
+    assert train.batch([0, 5])["low"].shape == (2, 1, 4, 4) and torch.equal(train[5]["x"], train.batch([0, 5])["x"][1])

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from gen.config.errors import UserError
+from gen.data.low_digits import LowDigits
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.noise import training_noise
 from gen.diffusion.parameterisation import X0
 from gen.diffusion.path import DDPM, Shift
+from gen.diffusion.times import Integers
 from gen.models.beside import Beside
 from gen.models.unet import UNet
 from gen.operators.inpaint import Inpaint
@@ -22,7 +24,7 @@ from gen.training.objectives import Batch
 from gen.training.objectives.denoise import Denoising
 from gen.training.objectives.docdiff import DocDiff, laplacian
 from gen.training.objectives.restore import Restoration
-from gen.training.run import Sampler
+from gen.training.run import Run, Sampler
 
 UNET = UNet(size=8, channels=1, classes=0, width=8, multipliers=(1, 1), blocks=1, attention=(), head_width=8, groups=4)
 
@@ -78,6 +80,8 @@ def test_an_operator_degrades_the_batch_anew_at_every_step():
     assert not torch.equal(other.cond["low"], made)
     matrix = Restoration(operator=Inpaint(box=(2, 6, 2, 6))).degraded(bare).cond["low"]
     assert matrix.shape == data.x.shape and not matrix[..., 2:6, 2:6].any()
+    run = Run(model=Beside(inner=UNET), data=LowDigits(), objective=Restoration(operator=Pool(2)), path=Shift())
+    assert run.objective.operator == Pool(2) and run.objective.times == Integers()
     for wrong, why in (
         (lambda: Restoration(operator=Pool(2)).degraded(data), "give one of the two"),
         (lambda: Restoration(noise=0.1), "noise = 0.1 without an operator"),
