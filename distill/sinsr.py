@@ -68,7 +68,7 @@ class SinSR(Distiller):
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         f: Denoiser = roles["net"]
-        batch = batch if members(f.net).base is None else residuals(f, batch)[0]
+        batch = batch if members(f.net).base_picture is None else residuals(f, batch)[0]
         times = self.grid.times(f.path, self.steps)
         start = f.path.start(batch.normal("start"), times[0])
         with torch.no_grad():

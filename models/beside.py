@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -51,7 +52,7 @@ class Beside(WrapperSpec):
 class BesideNet(Wrapper):
     """net(x [B, C, H, W] of residuals, t, {"low": [B, C, h, w]}) -> [B, C, H, W].
 
-    A "base" in cond, which `base` returned before, is taken instead of one that is computed anew at every call.
+    A "base" in cond, which `enlarged` returned before, is taken instead of one that is computed anew at every call.
     """
 
     def __init__(self, spec: Beside):
@@ -70,7 +71,12 @@ class BesideNet(Wrapper):
         """Keys of cond besides "y" that are read."""
         return ("low", *super().conditions)
 
-    def base(self, cond: Cond, size: tuple[int, int]) -> Tensor:
+    @property
+    def base_picture(self) -> Callable[[Cond, tuple[int, int]], Tensor]:
+        """The method `enlarged`."""
+        return self.enlarged
+
+    def enlarged(self, cond: Cond, size: tuple[int, int]) -> Tensor:
         """Return what states are residuals of, [B, C, H, W].
 
         Args:
@@ -86,10 +92,12 @@ class BesideNet(Wrapper):
             low = interpolate(low, size, mode="bicubic", align_corners=False)
         if self.coarse is None:
             return low
-        return low + self.coarse(low, torch.zeros(len(low), dtype=low.dtype, device=low.device), cond)
+        start = torch.zeros(len(low), dtype=torch.promote_types(low.dtype, torch.float32), device=low.device)
+        refined: Tensor = self.coarse(low.to(next(self.coarse.parameters()).dtype), start, cond)
+        return low + refined.to(low.dtype)
 
     def forward(self, x: Tensor, t: Tensor, cond: Cond, *, s: Tensor | None = None, tap: Tap | None = None) -> Tensor:
-        base = cond["base"] if "base" in cond else self.base(cond, (x.shape[2], x.shape[3]))
+        base = cond["base"] if "base" in cond else self.enlarged(cond, (x.shape[2], x.shape[3]))
         out: Tensor = self.inner(torch.cat([x, base.to(x.dtype)], 1), t, cond, s=s, tap=tap)
         return out[:, : self.spec.channels]
 

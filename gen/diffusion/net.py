@@ -69,8 +69,8 @@ class Net(Protocol):
     Optional members, with the default of their absence:
         state_shape: shape of one x; (spec.channels, spec.size, spec.size).
         image(x): the image [B, C, H, W] in a state x; x itself.
-        base(cond, (H, W)): the picture [B, C, H, W] that is added to a state's image, of a network of residuals (gen.
-            models.beside); none. Loops and objectives pass it as cond["base"].
+        base_picture(cond, (H, W)): the picture [B, C, H, W] that is added to a state's image, where states are
+            residuals (gen.models.beside); none. Loops and objectives pass it as cond["base"].
         lr_scales(): parameter name -> factor on the learning rate; {}, a factor of 1 for all.
         spec.null_class: whether the label spec.classes stands for "no class"; True.
         spec.size_step: what the sides of an x that is higher or wider than spec.size are multiples of, pixels; None for
@@ -139,7 +139,7 @@ class NetMembers:
     Attributes:
         state_shape: None where neither the network nor its spec says.
         image, lr_scales: callables, always there.
-        base: None for a network whose states are no residuals.
+        base_picture: None for a network whose states are no residuals.
         null_class: whether there is a label for "no class".
         logvar, modulation_table, store_null_text: None where the network has none.
         conditions: keys besides "y".
@@ -158,7 +158,7 @@ class NetMembers:
 
     state_shape: tuple[int, ...] | None
     image: Callable[[Tensor], Tensor]
-    base: Callable[[Cond, tuple[int, int]], Tensor] | None
+    base_picture: Callable[[Cond, tuple[int, int]], Tensor] | None
     lr_scales: Callable[[], Mapping[str, float]]
     null_class: bool
     logvar: Callable[[Tensor], Tensor] | None
@@ -180,7 +180,7 @@ class NetMembers:
             cond: tensors [B, ...].
             size: height and width of a picture.
         """
-        return cond if self.base is None else {**cond, "base": self.base(cond, (size[0], size[1]))}
+        return cond if self.base_picture is None else {**cond, "base": self.base_picture(cond, (size[0], size[1]))}
 
     def pictures(self, cond: Cond) -> Callable[[Tensor], Tensor]:
         """Return the function from states x [B, ...] to pictures: their image, and the base where they are residuals.
@@ -188,7 +188,7 @@ class NetMembers:
         Args:
             cond: what `with_base` returned.
         """
-        if self.base is None:
+        if self.base_picture is None:
             return self.image
         return lambda x: self.image(x) + cond["base"]
 
@@ -198,7 +198,7 @@ class NetMembers:
         Args:
             edit: gen.diffusion.editing.Edit.
         """
-        if self.base is not None and edit is not None:
+        if self.base_picture is not None and edit is not None:
             raise UserError("this model restores the picture cond['low'], and edits none: leave out image and mask")
         return edit
 
@@ -231,7 +231,7 @@ def members(net: nn.Module) -> NetMembers:
     return NetMembers(
         state_shape=_state_shape(inner),
         image=getattr(inner, "image", lambda x: x),
-        base=getattr(inner, "base", None),
+        base_picture=getattr(inner, "base_picture", None),
         lr_scales=getattr(inner, "lr_scales", dict),
         null_class=getattr(getattr(inner, "spec", None), "null_class", True),
         logvar=getattr(inner, "logvar", None),

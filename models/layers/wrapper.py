@@ -119,6 +119,11 @@ class Wrapper(nn.Module):
         """Return a context in which what taps need stays on the inner network."""
         return members(self.inner).taps_kept()
 
+    @property
+    def base_picture(self) -> Callable[[Cond, tuple[int, int]], Tensor] | None:
+        """What makes the picture that states are residuals of, the inner network's; None for none."""
+        return members(self.inner).base_picture
+
     def image(self, x: Tensor) -> Tensor:
         """Return the image in a state x [B, ...]."""
         return members(self.inner).image(x)

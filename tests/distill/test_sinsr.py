@@ -24,7 +24,7 @@ GRID = torch.arange(15, -1, -1, dtype=torch.float64)
 class Affine(nn.Module):
     """At t1 it says a x + b as x0, at the first entry the noise of that."""
 
-    base = None
+    base_picture = None
 
     def __init__(self, a, b):
         super().__init__()

@@ -45,7 +45,7 @@ class Restoration(Denoising):
 
     def check_net(self, net: nn.Module) -> None:
         super().check_net(net)
-        if members(net).base is None:
+        if members(net).base_picture is None:
             spec: Any = unwrap(net).spec
             raise UserError(
                 f"{type(self).__name__} trains the model beside, around any other; this is a {type(spec).__name__}"
@@ -78,7 +78,7 @@ def residuals(f: Any, batch: Batch) -> tuple[Batch, Tensor]:
     """Return the batch of x - base, whose cond holds the base, both without gradient; and the base with it.
 
     Args:
-        f: the denoiser of a network with `base`.
+        f: the denoiser of a network with `base_picture`.
         batch: pictures with cond["low"].
     """
     cond = members(f.net).with_base(batch.cond, batch.x.shape[2:])

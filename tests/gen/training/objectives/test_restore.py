@@ -16,6 +16,7 @@ from gen.diffusion.parameterisation import X0
 from gen.diffusion.path import DDPM, Shift
 from gen.diffusion.times import Integers
 from gen.models.beside import Beside
+from gen.models.layers.wrapper import Wrapper
 from gen.models.unet import UNet
 from gen.operators.inpaint import Inpaint
 from gen.operators.pool import Pool
@@ -43,7 +44,7 @@ class Known(nn.Module):
         self.spec, self.told, self.weight = replace(UNET, size=8), told, nn.Parameter(torch.tensor(1.0))
         self.seen = []
 
-    def base(self, cond, size):
+    def base_picture(self, cond, size):
         return self.weight * cond["low"].mean((1, 2, 3), keepdim=True).expand(-1, 1, *size)
 
     def forward(self, x, t, cond, *, s=None, tap=None):
@@ -54,6 +55,17 @@ class Known(nn.Module):
         return cond
 
 
+class Around(Wrapper):
+    """A network around another one."""
+
+    def __init__(self, inner):
+        super().__init__(inner.spec)
+        self.inner = inner
+
+    def forward(self, x, t, cond, *, s=None, tap=None):
+        return self.inner(x, t, cond, s=s, tap=tap)
+
+
 def loss(objective, net, data, path=None):
     return next(iter(objective({"net": Denoiser(net, path or Shift(), X0())}, data)))[1]
 
@@ -61,7 +73,7 @@ def loss(objective, net, data, path=None):
 def test_restoration_is_denoising_of_the_residual():
     data = batch()
     net = Known(lambda cond: 0.1 * cond["base"])
-    base = net.base(data.cond, (8, 8)).detach()
+    base = net.base_picture(data.cond, (8, 8)).detach()
     shifted = replace(data, x=data.x - base, cond={**data.cond, "base": base})
     found = loss(Restoration(class_dropout=0.0), net, data)
     assert torch.equal(found, loss(Denoising(class_dropout=0.0), net, shifted))
@@ -104,7 +116,7 @@ def test_docdiff_is_nought_where_both_are_right_and_its_terms_are_the_formula_s(
     right = loss(DocDiff(), Known(lambda cond: 0 * cond["base"]), flat, DDPM(steps=100, beta_start=1e-5, beta_end=0.2))
     assert float(right.detach()) == 0
     net = Known(lambda cond: 0 * cond["base"])
-    error = net.base(data.cond, (8, 8)) - data.x
+    error = net.base_picture(data.cond, (8, 8)) - data.x
     high = laplacian(error)
     fine = error.square().mean() + 2 * high.square().mean()
     coarse = error.square().mean() + 2 * (error - high).square().mean()
@@ -129,7 +141,9 @@ def test_a_network_that_adds_nothing_gives_back_the_enlarged_picture():
     pipeline = Pipeline(Denoiser(net, Shift(), X0()), (1, 8, 8), 0, Sampler("euler", steps=3))
     enlarged = nn.functional.interpolate(low, (8, 8), mode="bicubic", align_corners=False)
     torch.testing.assert_close(pipeline.sample(cond={"low": low}, trajectory=True).x, enlarged)
-    torch.testing.assert_close(net.base({"low": enlarged}, (8, 8)), enlarged)
+    torch.testing.assert_close(net.base_picture({"low": enlarged}, (8, 8)), enlarged)
+    prepared = replace(pipeline, denoiser=replace(pipeline.denoiser, net=Around(net)))  # as an engine puts around it
+    torch.testing.assert_close(prepared.sample(cond={"low": low}).x, enlarged)
     assert net.state_shape == (1, 8, 8) and net.conditions == ("low",)
     for wrong in (None, {"low": low[:, 0]}, {"low": low.long()}):
         with pytest.raises(UserError, match="needs cond\\['low'\\]") as caught:
@@ -154,7 +168,7 @@ def test_a_coarse_network_refines_the_base_and_is_trained_with_the_denoiser():
         losses.append(float(found.detach()))
     assert losses[-1] < 0.95 * losses[0]
     assert net.coarse.out[-1].weight.abs().sum() > 0 and net.inner.out[-1].weight.abs().sum() > 0
-    given = net.base(data.cond, (8, 8))
+    given = net.base_picture(data.cond, (8, 8))
     x, t = data.x, torch.full((4,), 3.0)
     assert torch.equal(net(x, t, data.cond), net(x, t, {**data.cond, "base": given}))
     for wrong, why in (
