@@ -31,7 +31,13 @@ def docdiff() -> Run:
     """Train two U-Nets of 0.4 million parameters to restore 32 x 32 crops of blurred, noisy text (DocDiff).
 
     `gen.load(folder).sample(cond={"low": pictures})` restores. The paper's networks are of another kind, without norms
-    and attention, and of 4 million parameters each. Not measured yet.
+    and attention, and of 4 million parameters each.
+
+    Measured (2026-12-01, one thread of two shared cores of an Intel Xeon at load 6, torch 2.13, one seed): under 8
+    minutes of CPU time, 20 of the clock; 216 crops of other pages, FID of the pixels of 8 x 8 patches. Euler, 5 steps:
+    PSNR 21.83 dB, FID .075, and .912 of the true Laplacian's energy; 20 steps 20.63 dB, .053, .943; the mean of 4
+    samples of 5 steps 22.27 dB, .082; the coarse network alone 22.29 dB, .122, .891. One such U-Net as a regression, as
+    many updates: 22.03 dB, FID .098, .901. The blurred crops have 12.59 dB.
     """
     return Run(
         model={"name": "beside", "inner": {**UNET, "time_scale": 10.0}, "coarse": UNET},
