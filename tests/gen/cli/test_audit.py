@@ -33,6 +33,7 @@ LINES = {  # verb: command lines; "{POWERS}" is one word
         "distill dparallel --teacher runs/text --out runs/dparallel --steps 1 --objective.prompts 40 --quiet"
         " --objective.only_correct false",
     ],
+    "restore": ["restore runs/model --operator pool --method.steps 3 --noise 0.1 -n 2 --out restored.png"],
     "sample": ["sample runs/model -n 2 --steps 2", "sample runs/model/checkpoints/step-0000001 -n 2 --out a.npz"],
     "evaluate": ["evaluate runs/model -n 20 --steps 1 --metrics kid,fid"],
     "statistics": [

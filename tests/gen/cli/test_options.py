@@ -78,6 +78,7 @@ def test_every_verb_is_here_or_has_tests_of_its_own():
         "perplexity",
         "push",
         "quickstart",
+        "restore",
         "statistics",
         "throughput",
     }
