@@ -3,8 +3,9 @@
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 scripts/bench_parallel.py [--tokens 256 1024] [--out FILE]
 
 One sample of a DiT of random weights, Euler, no guide (branches: cfg), one thread a process, gloo. The machine's
-figures are measured first: operations per second of one process that computes the network alone, and latency and
-bandwidth of exchanges of two sizes. Calls take turns, medians are compared. About two minutes.
+figures are measured first: operations per second and launches of one process, by networks of two sizes, how much
+slower it is beside the others, latency and bandwidth of exchanges of two sizes, and a ring's plain products. Calls
+take turns, medians are compared. About two minutes.
 """
 
 import os
@@ -22,15 +23,18 @@ from statistics import median
 
 import torch
 import torch.distributed as dist
+from torch.nn.functional import scaled_dot_product_attention
 
 from gen.config.writing import write_text
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import Flow
+from gen.kernels.sequence_parallel import ring_attention
 from gen.kernels.sequence_parallel.collectives import all_gather
 from gen.models.dit import DiT
 from gen.models.engines.branches import Branches
-from gen.models.engines.lib.parallel_cost import Machine, TransformerSize, predicted_speedup
+from gen.models.engines.lib.machine import Machine
+from gen.models.engines.lib.parallel_cost import TransformerSize, predicted_speedup
 from gen.models.engines.patches import Patches
 from gen.models.engines.pipefusion import PipeFusion
 from gen.models.engines.sequence import Sequence
@@ -78,29 +82,56 @@ def seconds_of(call, alone=False):
     return float(took)
 
 
-def measured_machine(pipeline, size):
-    """Measure one process's share of this machine: the network alone, and all-gathers of 1 KB and of 4 MB."""
+def evaluation_seconds(pipeline, alone):
+    """Return the seconds of an evaluation of the network, on one process or on all at once."""
     net, x = pipeline.denoiser.net, torch.randn(1, *pipeline.shape)
     t, cond = torch.full((1,), 0.5), {"y": torch.zeros(1, dtype=torch.int64)}
     with torch.no_grad():
-        evaluation = median(seconds_of(lambda: net(x, t, cond), alone=True) for _ in range(7))
-    small, large = (torch.empty(count) for count in (256, 2**20))
-    repeats = 50
+        return median(seconds_of(lambda: net(x, t, cond), alone) for _ in range(7))
+
+
+def seconds_of_a_score(size, group):
+    """Return the seconds of a pair of query and key in a ring of one process beyond those in torch's attention."""
+    qkv = torch.randn(1, size.tokens, 3, HEADS, WIDTH // HEADS)
+    q, k, v = qkv.transpose(1, 3).unbind(2)
+    ring, plain = (
+        median(seconds_of(call) for _ in range(7))
+        for call in (lambda: ring_attention(qkv, group=group), lambda: scaled_dot_product_attention(q, k, v))
+    )
+    return max(0.0, ring - plain) / (HEADS * size.tokens**2)
+
+
+def measured_machine(tokens):
+    """Measure one process's share of this machine: two sizes of network, all-gathers of 1 KB and of 4 MB, a ring."""
+    networks = [network(tokens // 4), network(tokens)]
+    (small, work), (large, more) = (
+        (evaluation_seconds(pipeline, alone=True), size.flops(size.tokens, size.tokens)) for pipeline, size in networks
+    )
+    pipeline, size = networks[1]
+    flops = (more - work) / (large - small)
+    launch = max(0.0, large - more / flops) / size.products
+    contention = max(1.0, evaluation_seconds(pipeline, alone=False) / large)
+    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
+    score = seconds_of_a_score(size, groups[dist.get_rank()])
+    tensors, repeats = [torch.empty(count) for count in (256, 2**20)], 50
 
     def exchanges(tensor):
         for _ in range(repeats):
             all_gather(tensor, None, None)
 
-    short, long = (median(seconds_of(lambda x=x: exchanges(x)) for _ in range(5)) / repeats for x in (small, large))
-    bandwidth = (large.nbytes - small.nbytes) * (dist.get_world_size() - 1) / (long - short)
-    return Machine(size.flops(size.tokens, size.tokens) / evaluation, bandwidth, short)
+    short, long = (median(seconds_of(lambda x=x: exchanges(x)) for _ in range(5)) / repeats for x in tensors)
+    bandwidth = (tensors[1].nbytes - tensors[0].nbytes) * (dist.get_world_size() - 1) / (long - short)
+    return Machine(flops, bandwidth, short, launch, overlap=False, contention=contention, score=score)
 
 
 def compare(tokens, steps, rounds):
     """Yield a row for each engine: predicted and measured speed-up over one process."""
     pipeline, size = network(tokens)
-    machine = measured_machine(pipeline, size)
-    figures = {"gflops": machine.flops / 1e9, "gb_per_s": machine.bandwidth / 1e9, "latency_us": machine.latency * 1e6}
+    machine = measured_machine(max(tokens, 256))  # small ones take the time of their launches
+    figures = {
+        "gflops": machine.flops / 1e9, "gb_per_s": machine.bandwidth / 1e9, "latency_us": machine.latency * 1e6,
+        "launch_us": machine.launch * 1e6, "contention": machine.contention, "score_ns": machine.score * 1e9,
+    }  # fmt: skip
     prepared = {name: pipeline.prepared(engine) for name, engine in ENGINES.items()}
     seconds = {name: [] for name in ("one process", "one process, guided", *ENGINES)}
     for i in range(rounds + 1):  # the first warms up

@@ -1,7 +1,7 @@
 """Prediction of what an engine of several processes saves, from a machine's figures; nothing is run.
 
-On two processes of a CPU it is an upper bound: within 8 % for `branches`, and up to 1.8 times what was measured for the
-others (two quiet cores of an Intel Xeon, gloo, 2026-11-30; the table is in docs/processes.md).
+On two processes of a CPU it is within 18 % of what was measured (two quiet cores of an Intel Xeon, gloo,
+2026-11-30; the table and the machine's figures are in docs/processes.md).
 """
 
 from __future__ import annotations
@@ -12,40 +12,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gen.config.fields import check_fields
+from gen.config.errors import UserError
 from gen.kernels.sequence_parallel import gather_tokens_bytes, ring_attention_bytes, ulysses_attention_bytes
 from gen.kernels.sequence_parallel.patches import patch_exchange_bytes, patch_window
 from gen.kernels.sequence_parallel.stages import stage_blocks
 from gen.models.engines.branches import Branches
+from gen.models.engines.lib.machine import Machine
+from gen.models.engines.lib.unet_cost import UNetSize
 from gen.models.engines.patches import Patches
 from gen.models.engines.pipefusion import PipeFusion
 from gen.models.engines.sequence import Sequence
 
-__all__ = ["Engine", "Machine", "TransformerSize", "loop_seconds", "predicted_speedup"]
+__all__ = ["Engine", "TransformerSize", "loop_seconds", "predicted_speedup"]
 
 Engine = Patches | Sequence | PipeFusion | Branches
-
-
-@dataclass(frozen=True)
-class Machine:
-    """One process's share of a machine.
-
-    Attributes:
-        flops: floating-point operations per second that it reaches in a transformer.
-        bandwidth: bytes per second that it sends, while it receives as many.
-        latency: seconds that an exchange takes whatever its size.
-    """
-
-    flops: float
-    bandwidth: float
-    latency: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_fields(self, flops="(0, inf)", bandwidth="(0, inf)", latency="[0, inf)")
-
-    def seconds(self, sent: int, exchanges: int) -> float:
-        """Return the time of so many exchanges, of so many bytes together."""
-        return sent / self.bandwidth + exchanges * self.latency
+PRODUCTS = 5  # of a transformer's block: q, k and v, attention, its output, and two of the MLP
 
 
 @dataclass(frozen=True)
@@ -74,13 +55,18 @@ class TransformerSize:
         """
         return self.depth * queries * self.width * ((8 + 4 * self.mlp_ratio) * self.width + 4 * keys)
 
+    @property
+    def products(self) -> int:
+        """Products of matrices, and attentions, of all blocks."""
+        return PRODUCTS * self.depth
+
     def heads_of(self, tokens: int, kinds: int) -> Tensor:
         """Return q, k, v or k, v of some tokens, without memory."""
         return torch.empty(1, tokens, kinds, self.heads, self.width // self.heads, dtype=self.dtype, device="meta")
 
 
 def loop_seconds(
-    size: TransformerSize,
+    size: TransformerSize | UNetSize,
     machine: Machine,
     steps: int,
     processes: int = 1,
@@ -90,7 +76,7 @@ def loop_seconds(
     """Return the predicted seconds of one sample's loop of a solver of one evaluation a step.
 
     What travels while later layers or patches are computed (stale keys, the ring, tokens between stages) costs only
-    what exceeds the computation. The slowest process counts.
+    what exceeds the computation where the machine overlaps the two. The slowest process counts.
 
     Args:
         size: of the network.
@@ -99,21 +85,50 @@ def loop_seconds(
         processes: how many compute each sample.
         engine: how they do; None for one process.
         branches: evaluations of a step, 2 under guidance.
+
+    Raises:
+        UserError: for an engine that does not take a U-Net.
     """
-    whole = size.flops(size.tokens, size.tokens) / machine.flops
     if engine is None or processes == 1:
-        return steps * branches * whole
+        return steps * branches * machine.alone(*whole_work(size))
     if isinstance(engine, Branches):
-        exchange = machine.seconds(size.state * size.dtype.itemsize, 1) if branches == 2 else 0.0
-        return steps * (whole + exchange)
-    synchronous, stale = SECONDS[type(engine)](size, machine, processes, engine)
+        exchange = machine.exchange(size.state * size.dtype.itemsize, 1) if branches == 2 else 0.0
+        return steps * (machine.together(*whole_work(size)) + exchange)
+    if isinstance(size, UNetSize):
+        if not isinstance(engine, Patches):
+            raise UserError(f"the engine '{type(engine).__name__.lower()}' takes no U-Net; allowed: patches, branches")
+        synchronous, stale = rows_seconds(size, machine, processes, engine)
+    else:
+        synchronous, stale = SECONDS[type(engine)](size, machine, processes, engine)
     waiting = steps if getattr(engine, "synchronous", False) else min(steps, warm_up(engine))
     return branches * (waiting * synchronous + (steps - waiting) * stale)
+
+
+def whole_work(size: TransformerSize | UNetSize) -> tuple[float, int]:
+    """Return the operations of an evaluation in one process, and the products that they are in."""
+    return size.flops() if isinstance(size, UNetSize) else size.flops(size.tokens, size.tokens), size.products
 
 
 def warm_up(engine: Patches | Sequence | PipeFusion) -> int:
     """Return the number of steps that an engine computes synchronously before others."""
     return engine.warmup + 1 if isinstance(engine, Patches) else max(1, getattr(engine, "warmup", 0))
+
+
+def rows_seconds(size: UNetSize, machine: Machine, processes: int, engine: Patches) -> tuple[float, float]:
+    """Return the seconds of a synchronous evaluation and of another, of a U-Net by rows.
+
+    Args:
+        size, machine, processes, engine: as of `loop_seconds`; more than one process.
+    """
+    synchronous = stale = 0.0
+    for part in range(processes):
+        work, waited = machine.together(size.flops(part, processes), size.products), size.sent(part, processes)
+        synchronous = max(synchronous, work + machine.exchange(waited, size.exchanges))
+        work = machine.together(size.flops(part, processes, engine.portion), size.products)
+        sent = machine.exchange(size.sent(part, processes, engine.portion), size.exchanges)
+        stale = max(stale, machine.beside(work, sent))
+    output = machine.exchange(size.output_sent(processes), 1)
+    return synchronous + output, stale + output
 
 
 def patches_seconds(size: TransformerSize, machine: Machine, processes: int, engine: Patches) -> tuple[float, float]:
@@ -124,24 +139,27 @@ def patches_seconds(size: TransformerSize, machine: Machine, processes: int, eng
     """
     n = size.tokens // processes
     kv, output = size.heads_of(n, 2), gathered_output(size, machine, processes)
-    waited = machine.seconds(size.depth * gather_tokens_bytes(kv, processes), size.depth)
+    waited = machine.exchange(size.depth * gather_tokens_bytes(kv, processes), size.depth)
     stale = 0.0
     for part in range(processes):
         keys = len(patch_window(part, processes, size.tokens, engine.portion))
         sent = size.depth * patch_exchange_bytes(kv, part, processes, engine.portion)
-        stale = max(stale, size.flops(n, keys) / machine.flops, machine.seconds(sent, size.depth))
-    whole = size.flops(size.tokens, size.tokens) / machine.flops
-    return whole / processes + waited + output, stale + output
+        work = machine.together(size.flops(n, keys), size.products)
+        stale = max(stale, machine.beside(work, machine.exchange(sent, size.depth)))
+    return machine.together(size.flops(n, size.tokens), size.products) + waited + output, stale + output
 
 
 def sequence_seconds(size: TransformerSize, machine: Machine, processes: int, engine: Sequence) -> tuple[float, float]:
     """Return the seconds of an evaluation, twice, as `patches_seconds` does."""
     ulysses = {"ulysses": processes, "ring": 1}.get(engine.method, engine.ulysses or 1)
-    ring, qkv = processes // ulysses, size.heads_of(size.tokens // processes, 3)
-    heads = machine.seconds(size.depth * ulysses_attention_bytes(qkv, ulysses), size.depth * 2 * (ulysses > 1))
-    passed = machine.seconds(size.depth * ring_attention_bytes(qkv, ring), size.depth * (ring - 1))
-    part = size.flops(size.tokens, size.tokens) / machine.flops / processes
-    seconds = heads + max(part, passed) + gathered_output(size, machine, processes)
+    ring, n = processes // ulysses, size.tokens // processes
+    qkv = size.heads_of(n, 3)
+    heads = machine.exchange(size.depth * ulysses_attention_bytes(qkv, ulysses), size.depth * 2 * (ulysses > 1))
+    passed = machine.exchange(size.depth * ring_attention_bytes(qkv, ring), size.depth * (ring - 1))
+    work = machine.together(size.flops(n, size.tokens), size.products)
+    if ring > 1:
+        work += size.depth * size.heads * n * size.tokens * machine.score
+    seconds = heads + machine.beside(work, passed) + gathered_output(size, machine, processes)
     return seconds, seconds
 
 
@@ -150,20 +168,19 @@ def pipefusion_seconds(
 ) -> tuple[float, float]:
     """Return the seconds of a synchronous evaluation and of another, as `patches_seconds` does."""
     patches = engine.patches or processes
-    blocks = max(len(stage_blocks(stage, processes, size.depth)) for stage in range(processes))
-    patch = size.flops(size.tokens // patches, size.tokens) / machine.flops * blocks / size.depth
+    share = max(len(stage_blocks(stage, processes, size.depth)) for stage in range(processes)) / size.depth
+    patch = machine.together(size.flops(size.tokens // patches, size.tokens) * share, size.products * share)
     tokens = size.tokens * size.width * size.dtype.itemsize
-    hop = machine.seconds(tokens // patches, 1)
-    output = machine.seconds((processes - 1) * size.state * size.dtype.itemsize, 1)
-    whole = size.flops(size.tokens, size.tokens) / machine.flops
-    synchronous = whole + (processes - 1) * machine.seconds(tokens, 1)
-    return synchronous + output, (processes - 1) * (patch + hop) + patches * max(patch, hop) + output
+    hop = machine.exchange(tokens // patches, 1)
+    output = machine.exchange((processes - 1) * size.state * size.dtype.itemsize, 1)
+    synchronous = machine.alone(*whole_work(size)) + (processes - 1) * machine.exchange(tokens, 1)
+    return synchronous + output, (processes - 1) * (patch + hop) + patches * machine.beside(patch, hop) + output
 
 
 def gathered_output(size: TransformerSize, machine: Machine, processes: int) -> float:
     """Return the seconds in which each process sends its share of the last tokens to all."""
     share = size.heads_of(size.tokens // processes, 1)
-    return machine.seconds(gather_tokens_bytes(share, processes), 1)
+    return machine.exchange(gather_tokens_bytes(share, processes), 1)
 
 
 SECONDS: dict[type, Callable[..., tuple[float, float]]] = {
@@ -174,7 +191,7 @@ SECONDS: dict[type, Callable[..., tuple[float, float]]] = {
 
 
 def predicted_speedup(
-    size: TransformerSize,
+    size: TransformerSize | UNetSize,
     machine: Machine,
     steps: int,
     processes: int,
