@@ -48,6 +48,8 @@ class DFMWeights:
         return all(name in weights.tensors for name in FINEST)
 
     def read(self, weights: Weights, preset: str | None) -> Conversion:
+        if missing := [name for name in FINEST if name not in weights.tensors]:
+            raise UserError(f"no file of DFM-SiT: it has no {missing[0]}")
         tensors, dropped = without_projectors(weights.tensors)
         if "x_embedder.embedders.2.proj.weight" in tensors:
             raise UserError("DFM-SiT of more than two stages, which the repository's own sampler cannot run")
