@@ -116,7 +116,6 @@ def at_home(request, trained, monkeypatch):
         (trained / f"{name}.py").unlink()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in PAGES[1:] if blocks(page, "python")], ids=NAMES.get)
 def test_python_of_a_page_runs(page, at_home):
     code = "\n".join(block for block in blocks(page, "python") if block not in files(page).values())
