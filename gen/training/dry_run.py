@@ -136,7 +136,7 @@ def _without_frozen(run: Run) -> tuple[Run, tuple[str, ...]]:
     """Return the run without the frozen networks whose weights are read from files, and notes."""
     objective: Any = run.objective
     notes, own = [], getattr(run.model, "encoder", None)
-    if own is not None and not hasattr(own, "build"):
+    if hasattr(own, "load") and not hasattr(own, "build"):
         run = replace(run, model=replace(run.model, encoder=Blank(own.dim, own.grid)))
         notes.append("the frozen encoder's own passes are not counted")
     if getattr(objective, "perceptual", None) is not None:
