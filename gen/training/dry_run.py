@@ -135,7 +135,8 @@ def _counted(run: Run, gpus: int, micro: int, share: int) -> Cost:
 def _without_frozen(run: Run) -> tuple[Run, tuple[str, ...]]:
     """Return the run without the frozen networks whose weights are read from files, and notes."""
     objective: Any = run.objective
-    notes, own = [], getattr(run.model, "encoder", None)
+    notes: list[str] = []
+    own: Any = getattr(run.model, "encoder", None)
     if hasattr(own, "load") and not hasattr(own, "build"):
         run = replace(run, model=replace(run.model, encoder=Blank(own.dim, own.grid)))
         notes.append("the frozen encoder's own passes are not counted")
