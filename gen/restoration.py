@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.config.spec import build, spec_of
+from gen.config.spec import build
 from gen.diffusion.composition import compose
 from gen.diffusion.denoiser import CountingDenoiser, DenoiserLike
 from gen.diffusion.noise import Noise, sample_seeds
@@ -47,7 +48,7 @@ def restore(
         guide: of the prediction that the method moves; None for none.
         each: samples of each measurement, one after another.
         seed: as of Pipeline.sample.
-        batch_size: samples at a time.
+        batch_size: samples at a time; a method that ties rows takes all.
 
     Raises:
         UserError: for measurements of another shape, and for what operator, method or model refuse.
@@ -59,18 +60,21 @@ def restore(
     if noise is not None:
         if not hasattr(rule, "noise"):
             raise UserError(f"restore: {type(rule).__name__} has no field noise, and {noise} is given")
-        rule = build("samplers.restore", {**_spec(rule), "noise": noise})
+        rule = replace(rule, noise=noise)
     if y.ndim != 1 + len(on.measured) or tuple(y.shape[1:]) != tuple(on.measured):
         raise UserError(
             f"restore: y is {list(y.shape)}; this operator measures [n, {', '.join(map(str, on.measured))}]"
         )
-    n = len(y) * each
+    n, whole = len(y) * each, getattr(rule, "ties_rows", False)
+    if whole and each > 1:
+        raise UserError(f"restore: the rows of {type(rule).__name__} are one sample, so each is 1, not {each}")
     labels = pipeline.condition(n, cond, 0, each)
     if cond is None and pipeline.net.null_class:
         labels = dict(pipeline.denoiser.null(labels))
     seeds, images, evaluations, began = sample_seeds(seed, n), [], 0, time.perf_counter()
-    for first in range(0, n, batch_size):
-        rows = slice(first, min(first + batch_size, n))
+    size = n if whole else batch_size
+    for first in range(0, n, size):
+        rows = slice(first, min(first + size, n))
         part = {key: value[rows].to(pipeline.device) for key, value in labels.items()}
         known = y.repeat_interleave(each, 0)[rows].to(pipeline.device).float()
         counted, f = _guided(pipeline.denoiser, rule, guide, part, known, shape)
@@ -80,11 +84,6 @@ def restore(
     return Samples(
         torch.cat(images), labels, evaluations / n, time.perf_counter() - began, no_pictures=pipeline.no_pictures
     )
-
-
-def _spec(rule: Any) -> dict[str, Any]:
-    found = spec_of(rule)
-    return {"name": found} if isinstance(found, str) else dict(found)
 
 
 def _guided(

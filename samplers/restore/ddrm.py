@@ -16,7 +16,7 @@ from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise
 from gen.operators.lib.operator import Operator
 from gen.samplers.grids.karras import Karras
-from gen.samplers.restore.lib.restorer import Restorer
+from gen.samplers.restore.lib.restorer import Restorer, level
 
 __all__ = ["DDRM"]
 
@@ -69,24 +69,19 @@ class DDRM(Restorer):
         def draw(name: int | str) -> Tensor:
             return svd.Vt(noise.normal(name, shape[1:]).to(y))
 
-        level = _level(path, times[0])
+        high = level(path, times[0])
         z = draw("start")  # as if x0 were 0 where nothing is known
-        known_start = known + (level**2 - spread**2).clamp(min=0).sqrt() * z
-        coordinates = torch.where(seen & (spread <= level), known_start, level * z)
+        known_start = known + (high**2 - spread**2).clamp(min=0).sqrt() * z
+        coordinates = torch.where(seen & (spread <= high), known_start, high * z)
         x = svd.V(coordinates)
         for i, (t, s) in enumerate(itertools.pairwise(times)):
             pred = denoise(x * path.alpha(t).to(x), t, cond)
-            level = _level(path, s)
+            low = level(path, s)
             z, x0, eps = draw(i), svd.Vt(pred.x0), svd.Vt(pred.eps)
-            kept = (1 - self.eta**2) ** 0.5 * level
-            free = x0 + kept * eps + self.eta * level * z
-            noisy = x0 + kept * (known - x0) / spread.clamp(min=1e-30) + self.eta * level * z
-            rest = (level**2 - (self.eta_b * spread) ** 2).clamp(min=0).sqrt()
+            kept = (1 - self.eta**2) ** 0.5 * low
+            free = x0 + kept * eps + self.eta * low * z
+            noisy = x0 + kept * (known - x0) / spread.clamp(min=1e-30) + self.eta * low * z
+            rest = (low**2 - (self.eta_b * spread) ** 2).clamp(min=0).sqrt()
             clear = (1 - self.eta_b) * x0 + self.eta_b * known + rest * z
-            x = svd.V(torch.where(seen, torch.where(spread > level, noisy, clear), free))
+            x = svd.V(torch.where(seen, torch.where(spread > low, noisy, clear), free))
         return x
-
-
-def _level(path: object, t: Tensor) -> float:
-    """Return sigma / alpha at a time."""
-    return float(path.sigma(t) / path.alpha(t))  # type: ignore[attr-defined]

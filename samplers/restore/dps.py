@@ -10,8 +10,6 @@ from torch import Tensor
 
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
-from gen.diffusion.denoiser import Cond, DenoiserLike
-from gen.diffusion.noise import Noise
 from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.operators.lib.operator import Operator
 from gen.samplers.restore.lib.measured import After, MeasuredLoop, Moved, Pull, with_likelihood
@@ -40,20 +38,9 @@ class DPS(MeasuredLoop):
         super().__post_init__()
         check_fields(self, rate="[0, inf)")
 
-    def restore(
-        self,
-        denoise: DenoiserLike,
-        y: Tensor,
-        operator: Operator,
-        shape: tuple[int, ...],
-        noise: Noise,
-        cond: Cond | None = None,
-    ) -> Tensor:
+    def rules(self) -> tuple[Moved, After | None]:
         if self.spread == "noise" and not self.noise:
             raise UserError("DPS: spread = 'noise' divides by it, and noise is 0: take another spread, or ddnm")
-        return super().restore(denoise, y, operator, shape, noise, cond)
-
-    def rules(self) -> tuple[Moved, After | None]:
         if self.spread != "norm":
             return self.moved, None
         moves: list[Tensor] = []  # of the step's evaluations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,12 +12,13 @@ from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise
+from gen.samplers.restore.lib.restorer import Restorer
 
 __all__ = ["RedPSM", "cubic_hermite", "denoised_frames"]
 
 
 @dataclass(frozen=True)
-class RedPSM:
+class RedPSM(Restorer):
     """|A f - y|^2 + weight f'(f - D(f)) / 2 + ..., f split from a product of rank K (Iskender et al. 2024).
 
     f = Lambda Psi' with Lambda [pixels, K] and Psi [P, K] a cubic spline of its values at `nodes` of the P frames. In
@@ -36,6 +37,8 @@ class RedPSM:
         lr: its learning rate.
         level: sigma / alpha at which the prior denoises.
     """
+
+    ties_rows: ClassVar[bool] = True
 
     rank: int = 6
     nodes: int = 9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,8 +14,9 @@ from gen.config.spec import part
 from gen.diffusion.contracts import Grid
 from gen.diffusion.denoiser import Cond, DenoiserLike
 from gen.diffusion.noise import Noise
-from gen.diffusion.path import NoisePath
+from gen.operators.lib.solve import conjugate_gradients
 from gen.samplers.grids.exponential import Exponential
+from gen.samplers.restore.lib.restorer import Restorer, level
 
 __all__ = ["Volume", "admm_sweep"]
 
@@ -23,7 +24,7 @@ Duals = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Volume:
+class Volume(Restorer):
     """Predictor, corrector and one sweep of ADMM at every noise level (Chung et al. 2023, arXiv 2211.10655).
 
     The sweep is one of min |A x - y|^2 / 2 + weight |D x|_1, D the circular difference between neighbouring slices; its
@@ -40,6 +41,8 @@ class Volume:
         cg_steps: of conjugate gradients in a sweep; default the paper's.
         polish: ends with x + A'(y - A x) / (A'A 1), as the paper does for CT.
     """
+
+    ties_rows: ClassVar[bool] = True
 
     grid: Grid = part("samplers.grids", default=Exponential(0.01, 378.0))
     steps: int = 2000
@@ -73,10 +76,10 @@ class Volume:
             cond: of the prior, [Z, ...].
         """
         path, times = denoise.path, self.grid.times(denoise.path, self.steps)
-        x = _draw(noise, "start", y, shape) * _level(path, times[0])
+        x = _draw(noise, "start", y, shape) * level(path, times[0])
         duals = torch.zeros_like(x), torch.zeros_like(x)
         for i, (t, s) in enumerate(itertools.pairwise(times)):
-            gap = _level(path, t) ** 2 - _level(path, s) ** 2
+            gap = level(path, t) ** 2 - level(path, s) ** 2
             x = x + gap * _score(denoise, x, t, cond) + gap**0.5 * _draw(noise, f"predictor {i}", y, shape)
             if self.snr:
                 x = self.correct(x, _score(denoise, x, t, cond), _draw(noise, f"corrector {i}", y, shape))
@@ -112,28 +115,14 @@ def admm_sweep(
     """
     v, w = duals
 
-    def normal(x: Tensor) -> Tensor:
-        return operator.At(operator.A(x)) + rho * _transposed(_difference(x))
+    def normal(x: Tensor) -> Tensor:  # [1, Z, ...]: the unknown is the whole volume
+        return operator.At(operator.A(x[0]))[None] + rho * _transposed(_difference(x[0]))[None]
 
-    x = _conjugate_gradients(normal, operator.At(y) + rho * _transposed(v - w), x, cg_steps)
+    right = operator.At(y) + rho * _transposed(v - w)
+    x = conjugate_gradients(normal, right[None], x[None], cg_steps, tolerance=0.0)[0]
     jump = _difference(x)
     v = torch.nn.functional.softshrink(jump + w, weight / rho)
     return x, (v, w + jump - v)
-
-
-def _conjugate_gradients(normal: Any, b: Tensor, x: Tensor, steps: int) -> Tensor:
-    """A few steps for normal(x) = b, whose unknown is the whole volume."""
-    rest = b - normal(x)
-    direction, square = rest, rest.square().sum()
-    for _ in range(steps):
-        if not square > 0:
-            break
-        image = normal(direction)
-        size = square / (direction * image).sum()
-        x, rest = x + size * direction, rest - size * image
-        square, before = rest.square().sum(), square
-        direction = rest + (square / before) * direction
-    return x
 
 
 def _difference(x: Tensor) -> Tensor:
@@ -146,13 +135,9 @@ def _transposed(x: Tensor) -> Tensor:
     return x.roll(1, 0) - x
 
 
-def _level(path: NoisePath, t: Tensor) -> float:
-    return float(path.sigma(t) / path.alpha(t))
-
-
 def _score(f: DenoiserLike, x: Tensor, t: Tensor, cond: Cond | None) -> Tensor:
     """The score of x in units of x / alpha."""
-    return f(x * float(f.path.alpha(t)), t, cond).eps / -_level(f.path, t)
+    return f(x * float(f.path.alpha(t)), t, cond).eps / -level(f.path, t)
 
 
 def _draw(noise: Noise, name: str, like: Tensor, shape: tuple[int, ...]) -> Tensor:

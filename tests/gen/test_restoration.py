@@ -46,6 +46,15 @@ def test_samples_of_one_measurement_differ_and_agree_with_it(model):
     assert guided.nfe == 8
 
 
+@pytest.mark.parametrize("method", [{"name": "volume", "steps": 3}, {"name": "red_psm", "rounds": 1, "nodes": 2}])
+def test_rows_that_are_one_sample_are_restored_together(model, method):
+    whole = model.restore(Y, "pool", method, seed=2)
+    assert whole.x.shape == (3, 1, 8, 8) and whole.x.isfinite().all()
+    assert torch.equal(model.restore(Y, "pool", method, seed=2, batch_size=2).x, whole.x)
+    with pytest.raises(UserError, match="are one sample, so each is 1, not 2"):
+        model.restore(Y, "pool", method, each=2)
+
+
 def test_what_does_not_fit_is_one_line(model):
     for arguments, said in (
         ((Y[:, :, :2], "pool"), r"restore: y is \[3, 1, 2, 4\]; this operator measures \[n, 1, 4, 4\]"),

@@ -25,7 +25,7 @@ from gen.training.run import Run
 from gen.training.state import enable
 from gen.training.trainer import train
 
-NEEDS_A_PICTURE = "beside"  # tests/models/test_beside.py
+NEEDS_A_PICTURE = "beside"  # tests/gen/training/objectives/test_restore.py
 FAMILIES = [  # text has no channels
     name for name in names("models") if hasattr(find(name, "models"), "channels") and name != NEEDS_A_PICTURE
 ]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gen.config.errors import UserError
-from gen.config.spec import build, names
+from gen.config.spec import build, find, names
 from gen.diffusion.moments import affine_moments
 from gen.diffusion.noise import Noise
 from gen.diffusion.path import EDM, VP, Flow
@@ -174,4 +174,9 @@ def test_what_cannot_be_is_one_line():
         build("samplers.restore", {"name": "ddnm", "noise": 0.1})
     with pytest.raises(UserError, match="spread = 'noise' divides by it"):
         restored("dps", (1,), spread="noise")
-    assert set(METHODS) <= set(names("samplers.restore"))
+
+
+def test_every_method_keeps_these_laws_or_ties_its_rows():
+    """A volume and a film are one sample; their own laws are in test_volume.py and test_red_psm.py."""
+    tied = {name for name in names("samplers.restore") if find(name, "samplers.restore").ties_rows}
+    assert tied == {"volume", "red_psm"} and set(names("samplers.restore")) == tied | set(METHODS)
