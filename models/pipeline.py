@@ -138,7 +138,7 @@ class PipelineModel:
         """
         if model is not None:
             raise UserError(f"model: the network of {source} is in the pipeline {self.path}: leave it out")
-        self.prompted  # noqa: B018 - opened here, on the CPU
+        self.prompted.pipeline  # noqa: B018 - opened and heard here: networks are built without numbers
         return self
 
     def build(self) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -46,8 +46,7 @@ class Conda:
 
     def build(self, parameters: ParamsT) -> torch.optim.Optimizer:
         groups = decouple_weight_decay(parameters, self.weight_decay)
-        names = ("lr", "betas", "eps", "weight_decay", "gap", "scale")
-        return CondaOptimizer(groups, {name: getattr(self, name) for name in names})
+        return CondaOptimizer(groups, asdict(self))
 
 
 class CondaOptimizer(torch.optim.Optimizer):

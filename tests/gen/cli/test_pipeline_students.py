@@ -14,6 +14,8 @@ from gen.cli import main
 from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.data.pairs import Pairs
+from gen.diffusion.net import empty_network
+from gen.models.pipeline import OPEN
 from gen.samplers.interop.diffusers_scheduler import as_scheduler
 from tests.pipelines.tiny import prompted, relative, with_text_encoder
 
@@ -153,6 +155,15 @@ def test_a_teacher_keeps_its_prompts_beside_another_of_its_folder(folders):
     teacher = gen.load_diffusers(folders / "sd3", prompts=["a fox"], **call)
     assert other.prompted is not teacher and teacher.training_run().model.prompted is teacher
     assert teacher.training_run().model.prompted.prompts == ("a fox",) != other.prompted.prompts
+
+
+def test_a_network_that_no_one_opened_before_is_built_where_there_are_no_numbers(folders):
+    """As gen.load does for a run that trained it whole: what it computes is heard before, on the CPU."""
+    OPEN.clear()
+    model = gen.build("models", {"name": "pipeline", "path": str(folders / "sd3"), "call": {"height": 16, "width": 16}})
+    net = empty_network(model.found(None, "a run"), 10**9)
+    own = gen.load_diffusers(folders / "sd3", height=16, width=16).pipe.transformer
+    assert sum(p.numel() for p in net.parameters()) == sum(p.numel() for p in own.parameters())
 
 
 def test_a_teacher_in_python_says_what_it_lacks(folders, tmp_path):
