@@ -245,7 +245,9 @@ ORDERS = [
 ]
 
 
-@pytest.mark.parametrize("path", [Flow(), EDM(8.0), pytest.param(Trig(), marks=pytest.mark.slow)], ids=repr)
+@pytest.mark.parametrize(
+    "path", [Flow(), *(pytest.param(p, marks=pytest.mark.slow) for p in (EDM(8.0), Trig()))], ids=repr
+)
 @pytest.mark.parametrize("solver", ORDERS)
 def test_the_measured_order_is_the_declared_one(solver, path):
     """From t1, where alpha may be 0, on a uniform grid; and inside, on points drawn from x_t itself.

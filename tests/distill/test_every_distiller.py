@@ -69,6 +69,7 @@ def test_it_keeps_the_contract(method):
     assert made.for_text == (METHODS[method][0] == "text")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_student_of_a_run_folder_resumes_to_the_bit(method, teachers, tmp_path):
     kind, nfe, options = METHODS[method]

@@ -48,6 +48,7 @@ def test_samples_have_the_captions_of_the_held_out_data_by_default(folder):
     assert record.speed is not None and record.identity != replace(record, captions=None).identity
 
 
+@pytest.mark.slow
 def test_samples_have_the_captions_of_a_file(folder, tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text(f"{SEVEN}\n{TWO}\n{SEVEN}\n\n")

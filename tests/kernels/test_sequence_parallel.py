@@ -8,6 +8,8 @@ from gen.kernels.linear_attention import linear_attention
 from tests.kernels.sequences import DTYPES, RULES, numbers, packed, rotation, separate
 from tests.ranks import spread
 
+pytestmark = pytest.mark.slow  # three processes are started
+
 TIGHT = {"float32": 1e-6, "float64": 1e-12, "bfloat16": 2**-7}
 
 
@@ -78,7 +80,6 @@ def test_angles_and_gains_are_of_all_positions(ranks):
         assert far(whole(ranks, f"rotated {op} dqkv"), qkv.grad) <= TIGHT["float64"]
 
 
-@pytest.mark.slow
 def test_a_grid_of_four_is_one_process_within_rounding(tmp_path):
     ranks = spread("tests.kernels.sequences:grids", 4, tmp_path)
     qkv, weights = packed(torch.float64)
@@ -91,7 +92,6 @@ def test_a_grid_of_four_is_one_process_within_rounding(tmp_path):
         assert all(torch.equal(rank[f"{ulysses} sent"], rank[f"{ulysses} predicted"]) for rank in ranks)
 
 
-@pytest.mark.slow
 def test_the_ring_by_our_kernels_is_the_ring(tmp_path):
     pytest.importorskip("triton")
     ranks = spread("tests.kernels.sequences:interpreted", 3, tmp_path, fresh=True, TRITON_INTERPRET="1")

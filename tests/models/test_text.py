@@ -70,6 +70,7 @@ def test_the_spec_builds_an_equal_thing_and_says_its_shape():
     assert net.device == torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", Text.presets)
 def test_every_preset_runs_on_the_meta_device(preset):
     spec = Text.preset(preset)

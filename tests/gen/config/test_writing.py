@@ -186,6 +186,7 @@ HOUSE = [
 ]
 
 
+@pytest.mark.slow
 def test_no_file_of_results_is_written_in_place():
     """A call of write_text or write_bytes, or an open to write, is of something called `partial`, or in gen/config.
 

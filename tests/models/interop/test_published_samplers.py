@@ -235,6 +235,7 @@ PLANS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 @torch.no_grad()
 def test_an_imported_plan_is_the_origin_s_own_loop(tmp_path, name):
