@@ -18,6 +18,7 @@ from gen.diffusion.net import members
 from gen.diffusion.tap import ContextualTap, Tap
 from gen.kernels.sequence_parallel.collectives import Group, Traffic, all_gather
 from gen.models.engines.patches import Patches
+from gen.models.engines.pipefusion import PipeFusion
 from gen.models.layers.wrapper import Wrapper
 
 __all__ = ["Branches", "BranchesNet"]
@@ -35,12 +36,13 @@ class Branches:
     the weak network of autoguidance. A cache's report counts the branch of its own process. One process computes both.
 
     Attributes:
-        within: patches, by which each half of an even number of processes computes its branch; None for two processes.
+        within: patches or pipefusion, by which each half of an even number of processes computes its branch; None for
+            two processes.
     """
 
     collective: ClassVar[bool] = True  # so samples are not shared out between the processes
 
-    within: Patches | None = part("models.engines", kinds=(Patches,), default=None)
+    within: Patches | PipeFusion | None = part("models.engines", kinds=(Patches, PipeFusion), default=None)
 
     def __post_init__(self) -> None:
         check_fields(self)

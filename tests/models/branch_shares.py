@@ -96,13 +96,18 @@ def everything():
 
 
 def halves():
-    """Patches within two halves, beside the patches of one half in one process."""
+    """Patches and stages within two halves, beside those of one half in one process."""
     found, plain = {}, pipeline_of("dit")
     with pytest.raises(UserError, match="has 2 branches, not 4: start 2 processes, or give within"):
         plain.prepared("branches")
-    for kind, fields in {"stale": {"warmup": 1}, "portion": {"warmup": 0, "portion": 0.3}}.items():
-        shared = plain.prepared({"name": "branches", "within": {"name": "patches", **fields}})
-        alone = plain.prepared({"name": "patches", "parts": 2, **fields})
-        for name in ("cfg", "interval", "none", "skip_layers", "reuse"):
+    loops = ("cfg", "interval", "none")
+    for kind, within, cases in (
+        ("stale", {"name": "patches", "warmup": 1}, (*loops, "skip_layers", "reuse")),
+        ("portion", {"name": "patches", "warmup": 0, "portion": 0.3}, (*loops, "skip_layers", "reuse")),
+        ("stages", {"name": "pipefusion", "warmup": 1}, loops),
+    ):
+        shared = plain.prepared({"name": "branches", "within": within})
+        alone = plain.prepared({**within, "parts": 2})
+        for name in cases:
             found |= compare(alone, shared, CASES[name][0], f"{kind} {name}")
     return found

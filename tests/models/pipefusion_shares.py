@@ -28,13 +28,9 @@ def pipeline_of(name, dtype=torch.float32):
     return Pipeline(Denoiser(net, Flow(), Velocity()), (1, 8, 8), 10, Sampler("euler", steps=STEPS))
 
 
-def one_network():
-    return everything(["dit"])
-
-
-def everything(names=tuple(NETS)):
+def everything():
     found, count, rank = {}, dist.get_world_size(), dist.get_rank()
-    for name in names:
+    for name in NETS:
         pipeline = pipeline_of(name)
         for kind, fields in ENGINES.items():
             shared, simulated = (pipeline.prepared(PipeFusion(**fields, parts=parts)) for parts in (None, count))

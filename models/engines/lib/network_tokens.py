@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,15 +16,14 @@ from gen.models.engines.lib.network_parts import NetworkParts, attention_layers,
 from gen.models.engines.lib.tokens import TokenOperations
 from gen.models.interop.pipelines.blocks import BLOCKS, blocks_of
 
-__all__ = ["TransformerTokens"]
-
+__all__ = ["ROTARY", "TRANSFORMERS", "TokenSplit", "TransformerTokens", "cut_tables", "undivided"]
 
 ROTARY = ("image_rotary_emb", "rotary_emb", "freqs_cis")  # arguments of blocks with a table for each token
 
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """How the tokens of a class of transformers are cut.
+    """The cut of the tokens of a class of transformers.
 
     Attributes:
         text: that attends jointly with the image lies before or behind it; "" for cross-attention or none.
@@ -54,6 +53,20 @@ REASONS = {
 }
 
 
+def undivided(network: Any) -> str:
+    """Return why a network's tokens cannot be divided, in words; "" if they can.
+
+    Args:
+        network: of diffusers.
+    """
+    kind, blocks = type(network).__name__, blocks_of(network)
+    if kind not in TRANSFORMERS:
+        return REASONS.get(kind) or f"known are UNet2DConditionModel, {', '.join(TRANSFORMERS)}"
+    if any("TokenReplace" in type(block).__name__ for block in blocks):
+        return "its first frame is a picture"
+    return foreign_operations(network) if blocks else "its blocks are of no known class"
+
+
 class TransformerTokens(NetworkParts):
     """A transformer whose blocks compute this process's tokens."""
 
@@ -61,15 +74,12 @@ class TransformerTokens(NetworkParts):
 
     def reason(self) -> str:
         """Return why the network cannot be shared out, in words; "" if it can."""
-        kind = type(self.network).__name__
-        if kind not in TRANSFORMERS:
-            return REASONS.get(kind) or f"known are UNet2DConditionModel, {', '.join(TRANSFORMERS)}"
-        self.split, self.blocks = TRANSFORMERS[kind], blocks_of(self.network)
+        if reason := undivided(self.network):
+            return reason
+        self.split, self.blocks = TRANSFORMERS[type(self.network).__name__], blocks_of(self.network)
         if self.portion is not None and self.split.text:
             return "its text attends to the whole image: leave out the portion"
-        if any("TokenReplace" in type(block).__name__ for block in self.blocks):
-            return "its first frame is a picture"
-        return foreign_operations(self.network) if self.blocks else "its blocks are of no known class"
+        return ""
 
     @contextmanager
     def in_parts(self, operations: TokenOperations) -> Iterator[None]:
@@ -127,13 +137,30 @@ class TransformerTokens(NetworkParts):
 
     def _cut(self, tables: Any, whole: int) -> Any:
         """Return rotary tables for this process's tokens, with those of a text before them where they are joined."""
-        if self.split.apart:
-            return (self._cut_one(tables[0], whole), *tables[1:])
-        return tuple(self._cut_one(table, whole) for table in tables)
 
-    def _cut_one(self, table: Tensor, whole: int) -> Tensor:
+        def local(table: Tensor) -> Tensor:
+            return self.exchange.local(table[None])[0]
+
+        return cut_tables(tables, whole, self.split, local)
+
+
+def cut_tables(tables: Any, whole: int, split: TokenSplit, local: Callable[[Tensor], Tensor], text: bool = True) -> Any:
+    """Return rotary tables for some tokens, behind those of a text where they are joined.
+
+    Args:
+        tables: as a block gets them.
+        whole: number of the image's tokens.
+        split: of the class.
+        local: from a table [T, ...] of the image's tokens to those of some.
+        text: whether there are tokens of a text.
+    """
+
+    def cut(table: Tensor) -> Tensor:
         dim = next(dim for dim, size in enumerate(table.shape) if size >= whole)
-        text = table.shape[dim] - whole
-        words, tokens = table.split([text, whole], dim)
-        own = self.exchange.local(tokens.movedim(dim, 0)[None])[0].movedim(0, dim)
-        return torch.cat([words, own], dim) if text else own
+        words, tokens = table.split([table.shape[dim] - whole, whole], dim)
+        own = local(tokens.movedim(dim, 0)).movedim(0, dim)
+        return torch.cat([words, own], dim) if text and words.shape[dim] else own
+
+    if split.apart:
+        return (cut(tables[0]), *(table if text else table[:0] for table in tables[1:]))
+    return tuple(map(cut, tables))

@@ -12,7 +12,7 @@ from gen.kernels.sequence_parallel.patches import PatchExchange
 from gen.models.engines.lib.exchanges import Evaluation
 from gen.models.engines.lib.operations import PartOperations, attend, heads_first
 
-__all__ = ["TokenOperations"]
+__all__ = ["TokenOperations", "keys_mask"]
 
 
 class TokenOperations(PartOperations):
@@ -59,15 +59,25 @@ class TokenOperations(PartOperations):
         return torch.cat([words, image] if self.text_first else [image, words], 2)
 
     def _mask(self, mask: Tensor, text: int) -> Tensor:
-        """Return a mask of all keys: one that a block has made for its own tokens is of the text's padding."""
+        """Return a mask of all keys."""
         whole = self.own // len(self.exchange.own) * self.exchange.parts
-        if mask.shape[-2] != 1 or mask.shape[-1] not in (text + whole, text + self.own):
-            raise UserError(
-                "the engine 'patches': attention of text and image has a mask that is not of the keys alone"
-            )
-        if mask.shape[-1] == text + whole:
-            return mask
-        words = mask[..., :text] if self.text_first else mask[..., self.own :]
-        image = mask[..., -1:] if self.text_first else mask[..., :1]
-        image = image.expand(*image.shape[:-1], whole)
-        return torch.cat([words, image] if self.text_first else [image, words], -1)
+        return keys_mask(mask, text, self.own, whole, self.text_first, "patches")
+
+
+def keys_mask(mask: Tensor, text: int, own: int, whole: int, text_first: bool, engine: str) -> Tensor:
+    """Return a mask of all keys: one that a block has made for its own tokens is of the text's padding.
+
+    Args:
+        mask: [..., 1, keys].
+        text, own, whole: numbers of tokens of a text, of the image at hand, and of all of it.
+        text_first: whether the text lies before the image.
+        engine: that says so, for the UserError for a mask that is not of the keys alone.
+    """
+    if mask.shape[-2] != 1 or mask.shape[-1] not in (text + whole, text + own):
+        raise UserError(f"the engine '{engine}': attention of text and image has a mask that is not of the keys alone")
+    if mask.shape[-1] == text + whole:
+        return mask
+    words = mask[..., :text] if text_first else mask[..., own:]
+    image = mask[..., -1:] if text_first else mask[..., :1]
+    image = image.expand(*image.shape[:-1], whole)
+    return torch.cat([words, image] if text_first else [image, words], -1)
