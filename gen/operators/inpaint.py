@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.operators.lib.decomposed import Decomposed
+from gen.operators.lib.masks import lama_mask
 from gen.operators.lib.operator import spatial
 
 __all__ = ["Inpaint", "Known"]
@@ -22,16 +24,18 @@ class Inpaint:
 
     Attributes:
         box: what is missing as (top, bottom, left, right), rows top to bottom - 1 and columns left to right - 1; None
-            for the centre of half the height and width where neither `missing` nor `file` says otherwise.
+            for the centre of half the height and width where neither `missing`, `file` nor `mask` says otherwise.
         missing: share of the pixels that are missing at random; None for none beside the others.
         file: picture of the sample's size whose bright pixels are missing; None for none beside the others.
+        mask: "lama" for random strokes, boxes or borders that are missing, see lib.masks.lama_mask; None for none.
         outside: whether the others are missing instead: the box is known, what lies around it is painted.
-        seed: of the random pixels.
+        seed: of the random pixels and of the mask.
     """
 
     box: tuple[int, int, int, int] | None = None
     missing: float | None = None
     file: str | None = None
+    mask: Literal["lama"] | None = None
     outside: bool = False
     seed: int = 0
 
@@ -41,23 +45,26 @@ class Inpaint:
             raise UserError(f"Inpaint: box = {list(self.box)}; it must be top < bottom, left < right")
 
     def on(self, shape: tuple[int, ...]) -> Known:
-        """Return the operator on samples [C, H, W]; without box and file of any number of spatial dimensions."""
+        """Return the operator on samples [C, H, W]; without box, file and mask of any number of spatial dimensions."""
         sizes = spatial(shape)
         missing = torch.zeros(sizes, dtype=torch.bool)
-        if len(sizes) != 2 and (self.box is not None or self.file is not None):
-            raise UserError(f"Inpaint: box and file are of pictures [C, H, W], not of {list(shape)}")
+        given = [name for name in ("box", "file", "mask") if getattr(self, name) is not None]
+        if len(sizes) != 2 and given:
+            raise UserError(f"Inpaint: {given[0]} is of pictures [C, H, W], not of {list(shape)}")
         if self.box is not None:
             top, bottom, left, right = self.box
             if bottom > sizes[0] or right > sizes[1]:
                 raise UserError(f"Inpaint: box = {list(self.box)} leaves the {sizes[0]} x {sizes[1]} pixels")
             missing[top:bottom, left:right] = True
-        elif self.missing is None and self.file is None:
+        elif self.missing is None and not given:
             missing[tuple(slice(n // 4, n - n // 4) for n in sizes)] = True
         if self.missing is not None:
             draw = torch.rand(sizes, generator=torch.Generator().manual_seed(self.seed), dtype=torch.float64)
             missing |= draw < self.missing
         if self.file is not None:
             missing |= _bright(self.file, sizes)
+        if self.mask is not None:
+            missing |= lama_mask(sizes[0], sizes[1], self.seed)
         return Known(shape, missing if self.outside else ~missing)
 
 

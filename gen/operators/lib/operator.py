@@ -114,6 +114,15 @@ class Operator:
         """Return the singular value decomposition, None where only iterations would give it."""
         return None
 
+    def picture(self, y: Tensor) -> Tensor:
+        """Return y where it has x's channels and dimensions, else its pseudo-inverse, [B, *shape].
+
+        Args:
+            y: [B, *measured].
+        """
+        is_one = len(self.measured) == len(self.shape) and self.measured[0] == self.shape[0]
+        return y if is_one else self.pinv(y)
+
     def norm(self) -> float:
         """Return |A|, the largest singular value; from below where it is iterated."""
         self._must_be_linear("norm")

@@ -70,8 +70,7 @@ class Restoration(Denoising):
         if self.noise:
             drawn = batch.noise.normal("measured", y.shape[1:])
             y = y + self.noise * batch.to_device(drawn).to(y.dtype)
-        picture = y.ndim == batch.x.ndim and y.shape[1] == batch.x.shape[1]
-        return replace(batch, cond={**batch.cond, "low": y if picture else made.pinv(y)})
+        return replace(batch, cond={**batch.cond, "low": made.picture(y)})
 
 
 def residuals(f: Any, batch: Batch) -> tuple[Batch, Tensor]:

@@ -27,7 +27,12 @@ CASES = {  # specs by name, each with a shape
         ({"coils": 2, "complex": True}, (2, 4, 4)),
     ],
     "grey": [({}, PICTURE)],
-    "inpaint": [({}, (2, 4, 4)), ({"box": [1, 4, 0, 3], "outside": True}, PICTURE), ({"missing": 0.4}, (7,))],
+    "inpaint": [
+        ({}, (2, 4, 4)),
+        ({"box": [1, 4, 0, 3], "outside": True}, PICTURE),
+        ({"missing": 0.4}, (7,)),
+        ({"mask": "lama"}, (1, 6, 7)),
+    ],
     "matrix": [({"rows": MATRIX}, (1, 2, 2)), ({"rows": MATRIX[:2]}, (4,))],
     "radon": [({"views": 5}, (2, 5, 4)), ({"views": 3, "arc": 60, "start": -30, "detectors": 4}, (1, 4, 4))],
     "pool": [({}, PICTURE), ({"factor": 3}, (6,))],
@@ -56,7 +61,7 @@ def dense(op):
 
 def test_every_operator_is_tested():
     """Those of test_nonlinear.py too."""
-    assert {*CASES, "clip", "jpeg", "phase", "physics"} == set(names("operators"))
+    assert {*CASES, "clip", "gfpgan", "jpeg", "phase", "physics", "real_esrgan"} == set(names("operators"))
 
 
 @over(case=EVERY)
