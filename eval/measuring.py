@@ -65,7 +65,11 @@ def choose(given: Sequence[object] | None, needs: Collection[str] = ()) -> list[
         if not keys or len(set(keys)) < len(keys):
             raise UserError(f"metrics = {list(given)!r}: at least one, and each column once; these have {keys}")
         return metrics
-    usual = [metric for metric in plain_metrics() if getattr(metric, "default", True) or metric.needs in needs]
+    usual = [
+        metric
+        for metric in plain_metrics()
+        if getattr(metric, "default", True) or (metric.needs in needs and not getattr(metric, "named", False))
+    ]
     return sorted(usual, key=lambda metric: -metric.columns[0].priority)
 
 
@@ -84,8 +88,8 @@ def check_metric(metric: Any) -> Any:
         raise UserError(f"{label} is no metric: it must be a frozen dataclass that can be called")
     if needs not in NEEDS:
         raise UserError(f"{label} is no metric: needs = {needs!r}. {nearest(str(needs), NEEDS)}")
-    if {getattr(metric, "default", True), getattr(metric, "moments", False)} - {True, False}:
-        raise UserError(f"{label} is no metric: default and moments are True or False")
+    if {getattr(metric, name, False) for name in ("default", "moments", "named")} - {True, False}:
+        raise UserError(f"{label} is no metric: default, moments and named are True or False")
     if not isinstance(columns, tuple) or not columns or not all(isinstance(column, Column) for column in columns):
         raise UserError(f"{label} is no metric: columns = {columns!r}, expected a tuple of Column")
     return metric

@@ -17,9 +17,9 @@ these declarations, and nothing else names a metric:
             return Estimate(float(x.mean()), float(x.std()) / len(x) ** 0.5, len(x))
 
 A file in this folder (the first name of its `__all__`) is a default metric, unless it says `default = False`: it is
-computed wherever its inputs can be had. One from elsewhere is asked for by its name: gen.evaluate(...,
-metrics=["fid", "my_package.my_module:Sharpness"]), `gen evaluate RUN --metrics fid,my_package.my_module:Sharpness`, or
-as an object.
+computed wherever its inputs can be had. One of `pairs` is computed wherever pairs are given, unless it says
+`named = True`. Those, and one from elsewhere, are asked for by name: gen.evaluate(..., metrics=["fid",
+"my_package.my_module:Sharpness"]), `gen evaluate RUN --metrics fid,my_package.my_module:Sharpness`, or as an object.
 
 What `needs` may be, and what the metric is then called with, argument by argument (all on the CPU, rows in the order of
 the samples' indices):

@@ -11,7 +11,7 @@ from torch import Tensor
 from gen.eval.metrics import Column, Estimate
 from gen.eval.metrics.lib.pairs import check_pairs, mean_over_images
 
-__all__ = ["PSNR"]
+__all__ = ["PSNR", "decibels"]
 
 CEILING = 100.0  # dB, of images that are equal
 
@@ -36,9 +36,14 @@ class PSNR:
     def __call__(self, samples: Tensor, reference: Tensor) -> Estimate:
         """Compute it from uint8 images [N, C, H, W] and those that they should be."""
         check_pairs("psnr", samples, reference)
-
-        def decibels(a: Tensor, b: Tensor) -> Tensor:
-            mse = ((a.double() - b.double()) ** 2).flatten(1).mean(1)
-            return (10 * torch.log10(255**2 / mse)).clamp(max=CEILING)
-
         return mean_over_images(decibels, samples, reference)
+
+
+def decibels(a: Tensor, b: Tensor) -> Tensor:
+    """Return the ratio of each pair, float64 [B].
+
+    Args:
+        a, b: images [B, ...] in 0 .. 255.
+    """
+    mse = ((a.double() - b.double()) ** 2).flatten(1).mean(1)
+    return (10 * torch.log10(255**2 / mse)).clamp(max=CEILING)

@@ -233,7 +233,8 @@ def inputs(metric, rows, small) -> list[torch.Tensor]:
         owner, _, kind = name.rstrip("?").rpartition(".")
         row = (small.train if owner else rows).rows
         if kind in ("images", "targets"):
-            return row(kind).repeat_interleave(4, 2).repeat_interleave(4, 3)
+            images = row(kind).repeat_interleave(4, 2).repeat_interleave(4, 3)
+            return images.repeat(1, 3, 1, 1) if hasattr(metric, "border") else images
         return small.extractor.head(row("features")) if kind == "logits" else row(SAME.get(kind, kind))
 
     return [argument(name) for name in NEEDS[metric.needs]]

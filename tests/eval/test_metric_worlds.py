@@ -216,6 +216,33 @@ def test_restored_images_by_hand_and_as_torchmetrics_has_them() -> None:
         psnr(a.float(), b)
 
 
+def test_luminance_inside_a_border_is_as_torchmetrics_and_skimage_have_it() -> None:
+    from skimage.color import rgb2ycbcr
+    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randint(0, 256, (2, 3, 24, 26), dtype=torch.uint8, generator=generator)
+    b = (a.long() + torch.randint(-20, 21, a.shape, generator=generator)).clamp(0, 255).byte()
+    b[..., 0] = 255 - b[..., 0]  # in the border
+    inside = slice(3, -3)
+    x, y = (torch.from_numpy(rgb2ycbcr(part.movedim(1, -1).numpy()))[:, None, ..., 0] for part in (a, b))
+    x, y = x[..., inside, inside], y[..., inside, inside]
+    psnr, ssim = (build("eval.metrics", {"name": name, "border": 3}) for name in ("psnr_y", "ssim_y"))
+    theirs = [float(peak_signal_noise_ratio(x[i], y[i], data_range=255.0)) for i in range(2)]
+    assert psnr(a, b).value == pytest.approx(sum(theirs) / 2, rel=1e-6)
+    _, theirs = structural_similarity_index_measure(x, y, data_range=255.0, return_full_image=True)
+    assert ssim(a, b).value == pytest.approx(float(theirs[..., 5:-5, 5:-5].mean()), rel=1e-9)
+    grey = torch.full((1, 3, 20, 20), 100, dtype=torch.uint8)  # Y of grey is 219 / 255 of it: 1.32 dB more
+    assert psnr(grey, grey + 5).value == pytest.approx(20 * math.log10(51 * 255 / 219))
+    for metric, images, why in (
+        (psnr, a[:, :1], "red"),
+        (psnr, a[..., :6], "leaves nothing"),
+        (ssim, a[..., :16], "11"),
+    ):
+        with pytest.raises(UserError, match=why):
+            metric(images, images)
+
+
 def test_clip_score_is_a_cosine() -> None:
     image, text = torch.tensor([[1.0, 0.0], [3.0, 4.0]]), torch.tensor([[2.0, 0.0], [-1.0, 0.0]])
     assert build("eval.metrics", "clip_score")(image, text).value == pytest.approx(50)  # 100 and -60, which counts 0
