@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from gen.config.errors import UserError
-from gen.config.images import contact_sheet, to_pil, to_uint8
+from gen.config.images import contact_sheet, plot_signals, to_pil, to_uint8
 from gen.data.lib.learned import no_pictures
 from gen.diffusion.cache_report import CacheReport
 from gen.diffusion.denoiser import Cond
@@ -25,7 +25,7 @@ class Samples:
     """Samples, and how they were computed.
 
     Attributes:
-        x: float32 [n, C, H, W], on the CPU; of films [n, C, T, H, W].
+        x: float32 [n, C, H, W], on the CPU; of films [n, C, T, H, W], of signals [n, C, L].
         cond: their condition, tensors [n, ...].
         nfe: network evaluations per sample, counted.
         seconds: that the loops took.
@@ -70,11 +70,14 @@ class Samples:
         return [[to_pil(image) for image in film.unbind(1)] for film in films]
 
     def sheet(self, columns: int = 10, zoom: int = 1) -> Image:
-        """Return all samples as one picture, a film as a row of its pictures."""
+        """Return all samples as one picture, a film as a row of its pictures, a signal as a plot of its channels."""
+        if self.x.ndim == 3:
+            return contact_sheet(plot_signals(self.x), min(columns, 5))
         images = self.uint8()
         if images.ndim == 5:
             return contact_sheet(images.transpose(1, 2).flatten(0, 1), images.shape[2], zoom)
         return contact_sheet(images, columns, zoom)
 
     def _repr_png_(self) -> bytes | None:
-        return None if self.no_pictures else self.sheet(zoom=max(1, 64 // self.x.shape[-1]))._repr_png_()
+        drawn = not self.no_pictures or self.x.ndim == 3
+        return self.sheet(zoom=max(1, 64 // self.x.shape[-1]))._repr_png_() if drawn else None

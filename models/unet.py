@@ -25,6 +25,7 @@ from gen.models.layers.conv import (
     Resample,
     ResBlock,
     Upsample,
+    run_alone,
     run_levels,
     run_res_block,
     zero_module,
@@ -247,12 +248,7 @@ def _blocks(stage: nn.Module) -> list[LevelBlock]:
     return [
         partial(run_res_block, block, behind if isinstance(behind, PixelAttention) else None)
         if isinstance(block, ResBlock)
-        else partial(_run_alone, block)
+        else partial(run_alone, block)
         for block, behind in parts
         if block is not None and not isinstance(block, PixelAttention)
     ]
-
-
-def _run_alone(block: nn.Module, h: Tensor, c: Tensor, site: str, tap: Tap | None) -> Tensor:
-    """Run a block that takes no condition and has no site."""
-    return block(h)

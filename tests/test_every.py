@@ -22,6 +22,7 @@ from gen.diffusion.denoiser import CountingDenoiser, Denoiser
 from gen.diffusion.noise import Noise, sample_seeds
 from gen.diffusion.parameterisation import V
 from gen.diffusion.path import DDPM, EDM, GVP, Flow, NoisePath, Table, Trig
+from gen.diffusion.prediction import Prediction
 from gen.diffusion.sampling import integrate
 from gen.diffusion.times import Integers
 from gen.diffusion.worlds import Gaussian, Mixture
@@ -302,6 +303,53 @@ def test_a_solver_computes_in_the_dtype_of_x(solver, path, dtype):
     x, grid, _, noise = begin(path)
     out = integrate(Denoiser(Half(), path, V()), x.to(dtype), grid, solver, noise=noise)
     assert out.dtype == dtype
+
+
+# Shapes: a signal [C, L], a picture [C, H, W], a film [C, T, H, W] are the same numbers to every piece
+
+SHAPES = [(2, 3), (1, 2, 3), (1, 2, 1, 3)]
+LINE = f64(*range(6))
+ROWS_OF_SIX = Mixture(Flow(), torch.stack([LINE / 3, 1 - LINE]), f64(0.5, 0.3), f64(0.4, 0.6), torch.arange(2))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Shaped:
+    """An exact world of rows, on states of any shape."""
+
+    inner: object
+    path = property(lambda self: self.inner.path)
+
+    def __call__(self, x, t, cond=None, *, s=None, tap=None):
+        return Prediction(*(part.reshape(x.shape) for part in self.inner(x.flatten(1), t, cond, s=s)))
+
+    def null(self, cond):
+        return self.inner.null(cond)
+
+
+def sampled(solver, shape, guide=None):
+    """Samples of a mixture in six dimensions as rows, from states of a shape."""
+    noise = Noise(tuple(sample_seeds(0, 4)))
+    grid, cond = torch.linspace(1, 0, 5, dtype=torch.float64), {"y": torch.tensor([0, 1, 1, 0])}
+    x = noise.normal("start", shape).double()
+    loop = compose(Shaped(ROWS_OF_SIX), grid, solver, guide, cond, x)
+    return integrate(loop.f, x, loop.grid, solver, cond=cond, noise=noise).flatten(1)
+
+
+@over(solver=SOLVERS)
+def test_a_solver_does_not_depend_on_the_shape_of_a_state(solver):
+    for shape in SHAPES:
+        torch.testing.assert_close(sampled(solver, shape), sampled(solver, (6,)), rtol=1e-10, atol=1e-10)
+
+
+@over(guide=GUIDES)
+def test_a_guide_does_not_depend_on_the_shape_of_a_state(guide):
+    needed = {"weak": Shaped(Deaf(ROWS_OF_SIX))} if needs_fields(find(guide, "samplers.guides")) else {}
+    needed |= {"over": "sample"} if guide == "renorm" else {}  # its default takes norms over channels
+    built = build("samplers.guides", guide, scale=3.0, **needed)
+    for shape in SHAPES:
+        torch.testing.assert_close(
+            sampled(Euler(), shape, built), sampled(Euler(), (6,), built), rtol=1e-10, atol=1e-10
+        )
 
 
 # Guides

@@ -1,4 +1,4 @@
-"""Pictures from tensors: the one rule for rounding, and contact sheets."""
+"""Pictures from tensors: the one rule for rounding, contact sheets, and plots of signals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from gen.config.errors import NonFinite, UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["contact_sheet", "from_pil", "to_pil", "to_uint8"]
+COLOURS = ((31, 119, 180), (214, 39, 40), (44, 160, 44), (148, 103, 189), (255, 127, 14), (23, 190, 207))
+
+__all__ = ["contact_sheet", "from_pil", "plot_signals", "to_pil", "to_uint8"]
 
 
 def to_uint8(x: Tensor) -> Tensor:
@@ -82,3 +84,34 @@ def contact_sheet(images: Tensor, columns: int, zoom: int = 1, gap: int = 1) -> 
         top, left = i // columns * (h * zoom + gap), i % columns * (w * zoom + gap)
         sheet[:, top : top + h * zoom, left : left + w * zoom] = image
     return to_pil(sheet)
+
+
+def plot_signals(x: Tensor, height: int = 64, width: int = 128) -> Tensor:
+    """Draw each signal as a plot, a curve for each channel, on one scale for all.
+
+    Args:
+        x: signals [N, C, L]; the scale reaches from -1 to 1, or as far as they do.
+        height, width: of a plot, pixels.
+
+    Returns:
+        uint8 [N, 3, height, width].
+
+    Raises:
+        NonFinite: for NaN and infinity.
+    """
+    from PIL import Image, ImageDraw
+
+    to_uint8(x)  # refuses what is not finite
+    reach = max(1.0, float(x.abs().max()))
+    down = ((1 - x.double() / reach) / 2 * (height - 3) + 1).tolist()  # pixels from the top, of each value
+    plots = []
+    for channels in down:
+        plot = Image.new("RGB", (width, height), "white")
+        draw = ImageDraw.Draw(plot)
+        draw.line([(0, height // 2), (width, height // 2)], (220, 220, 220))
+        for k, values in enumerate(channels):
+            step = (width - 1) / max(1, len(values) - 1)
+            points = [(i * step, value) for i, value in enumerate(values)]
+            draw.line(points if len(points) > 1 else [points[0], (width, values[0])], COLOURS[k % len(COLOURS)])
+        plots.append(torch.frombuffer(bytearray(plot.tobytes()), dtype=torch.uint8).reshape(height, width, 3))
+    return torch.stack(plots).permute(0, 3, 1, 2).contiguous()

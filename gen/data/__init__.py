@@ -29,8 +29,9 @@ __all__ = ["DataSet", "DataSource", "spec_at"]
 class DataSet(Protocol):
     """A map-style data set: len(data) items, data[i] the i-th as a dict of tensors.
 
-    Images: {"x": float32 [C, H, W] in [-1, 1]}, with labels also "y": int64 0-d. Every further key is handed to the
-    network as a condition of its name, batched, but for "origin": the int64 seed of the noise a pair's x came from.
+    Images: {"x": float32 [C, H, W] in [-1, 1]}, with labels also "y": int64 0-d; signals are [C, L], films
+    [C, T, H, W]. Every further key is handed to the network as a condition of its name, batched, such as "vector",
+    float32 [vector_width], but for "origin": the int64 seed of the noise a pair's x came from.
     Text: {"x": int64 [L], "prompt": int64 0-d}: the first `prompt` tokens are given, never masked and never trained; a
     text that is shorter than L ends with the tokeniser's first end-of-text token, which fills the rest too. Objectives
     train some of those (gen.training.objectives.lib.masked.window_ends). With "length", int64 0-d, the data decide:
@@ -76,17 +77,18 @@ class DataSource(Protocol):
     points has the class attribute `pictures = False`: they are never clamped to [-1, 1] or drawn. One of latents has
     `latent`, what a checkpoint says of them (gen.data.lib.learned), and tensors that go with it. One
     whose labels have names has `label_names`, a tuple; they are stored with the model, and are as good as numbers. One
-    of captions has `text_fields`, the fields of a model that reads them, `null_text`, the embedding of no caption, or
-    None, and perhaps `encode_prompts(captions)`, their condition.
+    of vectors as conditions has `vector_width`, their length. One of captions has `text_fields`, the fields of a model
+    that reads them, `null_text`, the embedding of no caption, or None, and perhaps `encode_prompts(captions)`, their
+    condition.
 
     Attributes:
-        shape: the shape of one x: (C, H, W), or (L,) for text.
+        shape: the shape of one x: (C, H, W), (C, L) of signals, (C, T, H, W) of films, or (L,) for text.
         classes: number of labels; 0 if items have no "y".
     """
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape of one x: (C, H, W), or (L,) for text."""
+        """The shape of one x: (C, H, W), (C, L) of signals, (C, T, H, W) of films, or (L,) for text."""
         ...
 
     @property

@@ -41,7 +41,10 @@ class NetSpec(Protocol):
 
     @property
     def channels(self) -> int:
-        """One x is [channels, height, width], unless the spec has a `shape` or the network a `state_shape`."""
+        """One x is [channels, height, width], unless the network has a `state_shape`, or the spec a `shape`.
+
+        A `shape` is that of one x, such as a signal's [channels, length]; then there may be no `size`.
+        """
         ...
 
     @property

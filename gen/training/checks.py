@@ -54,10 +54,19 @@ def check_data(spec: Any, data: DataSource, shape: tuple[int, ...]) -> None:
     if (sizes := _bucket_sizes(data)) and not hasattr(spec, "check"):
         _check_buckets(spec, shape[0], sizes)
     if shape != wants or spec.classes != data.classes:
-        raise UserError(
-            f"the model takes {list(wants)} and {spec.classes} classes, the data has {list(shape)} and "
-            f"{data.classes}: set model.channels, model.size and model.classes to fit"
+        sides = {2: "model.length", 4: "model.frames, model.size"}.get(len(wants), "model.size")
+        fit = (
+            f"set model.channels, {sides} and model.classes to fit"
+            if len(shape) == len(wants)
+            else "take another model"
         )
+        raise UserError(
+            f"the model takes {list(wants)} and {spec.classes} classes, the data has {list(shape)} and {data.classes}: "
+            + fit
+        )
+    ours, theirs = getattr(spec, "vector_width", 0), getattr(data, "vector_width", 0)
+    if ours and ours != theirs:
+        raise UserError(f"the model reads vectors of {ours} numbers, the data's have {theirs}: set model.vector_width")
     _check_captions(spec, getattr(data, "text_fields", {}))
 
 

@@ -110,10 +110,13 @@ def _shape(data: Any) -> Json:
         return {}
     if (tokenizer := getattr(data, "tokenizer", None)) is not None:
         return {**id_fields(tokenizer), "tokenizer": tokenizer, "length": data.shape[0]}
-    shape = data.shape
-    size = shape[1] if shape[1] == shape[2] else shape[1:]
-    captions = getattr(data, "text_fields", {})
-    return {"size": size, "channels": shape[0], "classes": data.classes, **captions}
+    channels, *rest = data.shape
+    fields: Json = {"channels": channels, "classes": data.classes, "vector_width": getattr(data, "vector_width", 0)}
+    if len(rest) == 1:  # a signal [C, L]
+        return {**fields, "length": rest[0]}
+    *frames, height, width = rest  # a picture [C, H, W] or a film [C, T, H, W]
+    fields |= {"frames": frames[0]} if frames else {}
+    return {**fields, "size": height if height == width else (height, width), **getattr(data, "text_fields", {})}
 
 
 def _fitting(owner: Any, shape: Json) -> Json:
@@ -158,7 +161,7 @@ def _fit_object(model: Any, shape: Json, ratio: float, stated: Mapping[str, Any]
         return dataclasses.replace(model, inner=_fit_object(model.inner, shape, ratio, inner))
     new = _fitting(type(model), shape)
     new |= {name: getattr(model, name) * ratio for name in TIME_SCALES if name in fields and ratio != 1}
-    if "length" in new:
+    if "length" in new and "tokenizer" in shape:
         new["length"] = max(new["length"], model.length)
     new = {name: value for name, value in new.items() if name not in stated}
     return dataclasses.replace(model, **new) if new else model

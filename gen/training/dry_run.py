@@ -24,7 +24,7 @@ from gen.config.errors import UserError
 from gen.config.spec import build
 from gen.diffusion.alignment import Features
 from gen.diffusion.denoiser import Denoiser
-from gen.diffusion.net import members
+from gen.diffusion.net import members, shape_of
 from gen.diffusion.noise import Noise
 from gen.training.distillation import teacher_run
 from gen.training.lora import adapter_tensors
@@ -233,10 +233,15 @@ class Counter:
             cond["y"] = torch.zeros(SAMPLES, dtype=torch.int64)
         if encoder is not None:
             cond["features"] = torch.zeros(SAMPLES, encoder.grid**2 + encoder.cls, encoder.dim)
-        size = run.model.size
-        height, width = (size, size) if isinstance(size, int) else size
-        x = torch.zeros(SAMPLES, run.model.channels, height, width)
-        return Batch(x, cond, noise, noise, step=getattr(run.objective, "gan_start", 0))
+        if width := getattr(run.model, "vector_width", 0):
+            cond["vector"] = torch.zeros(SAMPLES, width)
+        return Batch(
+            torch.zeros(SAMPLES, *(shape_of(run.model) or ())),
+            cond,
+            noise,
+            noise,
+            step=getattr(run.objective, "gan_start", 0),
+        )
 
     def denoisers(self) -> dict[str, Denoiser]:
         """Return every role's network as the trainer hands it to the objective."""

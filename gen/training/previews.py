@@ -1,4 +1,4 @@
-"""Previews of a run while it trains: pictures of the same noise, or texts after the same prompts."""
+"""Previews of a run while it trains: samples of the same noise, drawn, or texts after the same prompts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def why_none(run: Run, data: DataSet, folder: Path) -> str:
     """
     if not run.sample_every or isinstance(run.sampler, Decoding):
         return ""
-    reason = no_pictures(tuple(data[0]["x"].shape), learned_data({"run": run_spec(run)}), name=folder.name)
+    shape = tuple(data[0]["x"].shape)
+    reason = "" if len(shape) == 2 else no_pictures(shape, learned_data({"run": run_spec(run)}), name=folder.name)
     hint = f"; gen sample {folder} --autoencoder FOLDER draws them, --sample_every 0 asks for none"
     return f"no previews: {reason}{hint}" if reason else ""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, interpolate, pad, scaled_dot_product_attention
@@ -24,6 +24,7 @@ __all__ = [
     "Resample",
     "Upsample",
     "resample",
+    "run_alone",
     "run_levels",
     "run_res_block",
     "zero_module",
@@ -141,13 +142,13 @@ class PixelAttention(nn.Module):
         return self.proj_out(mixed.mT.flatten(1, 2)).unflatten(2, h.shape[2:])
 
 
-def run_res_block(block: ResBlock, attn: nn.Module | None, h: Tensor, c: Tensor, site: str, tap: Tap | None) -> Tensor:
+def run_res_block(block: Any, attn: nn.Module | None, h: Tensor, c: Tensor, site: str, tap: Tap | None) -> Tensor:
     """Run a residual block and, if there is one, the attention behind it.
 
     A block that changes the shape computes its residual from h and not from the shortcut that a tap is shown.
 
     Args:
-        block: the residual block.
+        block: the residual block, a ResBlock or a module with its `same` and `shortcut`.
         attn: the attention, or None.
         h: features [B, width, H, W].
         c: condition [B, emb].
@@ -168,6 +169,17 @@ def run_res_block(block: ResBlock, attn: nn.Module | None, h: Tensor, c: Tensor,
         return short + call_site(tap, site, both, short)
 
     return recomputed(block, run)(h)
+
+
+def run_alone(block: nn.Module, h: Tensor, c: Tensor, site: str, tap: Tap | None) -> Tensor:
+    """Run a block that takes no condition and has no site.
+
+    Args:
+        block: the block.
+        h: features [B, width, ...].
+        c, site, tap: as of `LevelBlock`; unused.
+    """
+    return block(h)
 
 
 def run_levels(

@@ -1,4 +1,4 @@
-"""Embeddings: of time as waves, of positions on a grid, of a class with a row for "no class"."""
+"""Embeddings: of time as waves, of positions on a grid, of a class or a vector with a value for "none"."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ClassEmbedding", "GaussianTimeEmbedding", "TimeEmbedding", "convert_time", "grid_embedding", "waves"]
+__all__ = [
+    "ClassEmbedding", "GaussianTimeEmbedding", "TimeEmbedding", "VectorEmbedding", "convert_time", "grid_embedding",
+    "waves",
+]  # fmt: skip
 
 
 def waves(t: Tensor, dim: int, max_period: float = 10_000.0, freq_shift: int = 0) -> Tensor:
@@ -123,3 +126,15 @@ class ClassEmbedding(nn.Module):
 
     def forward(self, y: Tensor) -> Tensor:
         return self.embedding_table(y)
+
+
+class VectorEmbedding(nn.Module):
+    """A two-layer network on vectors [B, numbers] -> [B, width]; `none`, a learned vector, stands for no vector."""
+
+    def __init__(self, numbers: int, width: int):
+        super().__init__()
+        self.none = nn.Parameter(torch.randn(numbers))
+        self.mlp = nn.Sequential(nn.Linear(numbers, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return self.mlp(vector.to(self.none.dtype))

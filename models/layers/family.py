@@ -12,7 +12,7 @@ from gen.config.errors import UserError, nearest
 from gen.config.fields import check_fields
 from gen.config.spec import Json
 from gen.diffusion.denoiser import Cond
-from gen.diffusion.net import NetSpec, sides, takes_shape
+from gen.diffusion.net import NetSpec, shape_of, sides, takes_shape
 
 __all__ = [
     "Family",
@@ -24,6 +24,7 @@ __all__ = [
     "join_image",
     "labels",
     "one_number_for_squares",
+    "vectors",
 ]
 
 Presets = Mapping[str, Json]  # fields by the preset's name
@@ -130,13 +131,14 @@ def check(spec: NetSpec, x: Tensor, t: Tensor, cond: Cond, s: Tensor | None = No
 
     Args:
         spec: the network's spec.
-        x: must be [B, channels, height, width], of other sides than the spec's only if the spec has a size_step.
+        x: must be [B, channels, height, width], or [B, *shape] of a spec with a shape; pictures of other sides than the
+            spec's only if that has a size_step.
         t: must be [B].
         cond: must have "y" if there are classes.
         s: must be None: the network takes no target time.
     """
     family = type(spec).__name__
-    expected = (spec.channels, *sides(spec))
+    expected = shape_of(spec) or ()
     if tuple(x.shape[1:]) != expected and not takes_shape(spec, x.shape[1:]):
         step = getattr(spec, "size_step", None)
         others = f", and other heights and widths that are multiples of {step}" if step else ""
@@ -190,3 +192,20 @@ def labels(spec: NetSpec, cond: Cond, rows: int | None = None) -> Tensor:
         many = "B" if rows is None else rows
         raise UserError(f"cond['y'] is {y.dtype} {list(y.shape)}; for this x it must be torch.int64 [{many}]")
     return y
+
+
+def vectors(spec: Any, cond: Cond, rows: int) -> Tensor:
+    """Return cond["vector"], floats [B, vector_width]; UserError without it, and for another shape.
+
+    Args:
+        spec: the network's, with a `vector_width` of at least 1.
+        cond: the condition.
+        rows: how many there must be.
+    """
+    vector, wanted = cond.get("vector"), [rows, spec.vector_width]
+    if vector is None or list(vector.shape) != wanted or not vector.is_floating_point():
+        given = (
+            f"given: {', '.join(cond) or 'nothing'}" if vector is None else f"it is {vector.dtype} {list(vector.shape)}"
+        )
+        raise UserError(f"this {type(spec).__name__} needs cond['vector'], floats {wanted}; {given}")
+    return vector

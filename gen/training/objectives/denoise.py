@@ -88,19 +88,21 @@ def drop_condition(f: DenoiserLike, batch: Batch, share: float) -> Cond:
 
 
 def check_state(net: Any, owner: str) -> None:
-    """Check that a network's state is an image.
+    """Check that a network's state is a picture, a signal or a film, and nothing else.
 
     Args:
         net: the network.
         owner: names the objective in the error.
 
     Raises:
-        UserError: for a network without images, or whose state holds more, such as gen.models.reg.
+        UserError: for a network of text, or whose state holds more, such as gen.models.reg.
     """
     spec = net.spec
     if hasattr(spec, "vocab_size"):
         raise UserError(f"{owner} trains on images, and a {type(spec).__name__} takes none")
-    if len(members(net).state_shape or ()) != 3 and not hasattr(spec, "check"):  # not of a network given as an object
+    if len(members(net).state_shape or ()) not in (2, 3, 4) and not hasattr(
+        spec, "check"
+    ):  # not of a network given as an object
         raise UserError(
             f"{owner} trains on images alone, and the state of this {type(spec).__name__} is no image: take another "
             "model, or the model reg with the objective reg, dfm with dfm"
