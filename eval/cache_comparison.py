@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gen.config.spec import Json
 from gen.diffusion.cache_report import CacheReport
+from gen.diffusion.denoiser import Cond
 from gen.diffusion.tap import Compute, Context
 from gen.eval.pictures import heatmap
 from gen.eval.record import CacheSaving, Drift, SiteMap
@@ -35,15 +36,15 @@ class CacheComparison:
     timing: InterleavedTiming = field(default_factory=InterleavedTiming)
 
     def measure(
-        self, pipeline: Pipeline, how: Mapping[str, Any], seed: int = 0, captions: Sequence[str] | None = None
+        self, pipeline: Pipeline, how: Mapping[str, Any], seed: int = 0, cond: Sequence[str] | Cond | None = None
     ) -> CacheSaving:
         """Measure the cache that the pipeline uses if sampled with `how`, keywords of Pipeline.sample.
 
-        captions: one for each sample of the batch; None for the condition that the pipeline chooses.
+        cond: as of Pipeline.sample, of the batch; None for the condition that the pipeline chooses.
         """
         plain, rest = uncached(pipeline, how)
-        keys: dict[str, Any] = {"n": self.batch, "batch_size": self.batch, "seed": seed, "cond": captions}
-        one = captions and captions[:1]
+        keys: dict[str, Any] = {"n": self.batch, "batch_size": self.batch, "seed": seed, "cond": cond}
+        one = {key: value[:1] for key, value in cond.items()} if isinstance(cond, Mapping) else cond and cond[:1]
 
         def sample_without() -> Samples:
             return plain.sample(**rest, **keys)

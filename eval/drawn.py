@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from gen.data.lib.tensors import content_hash
 from gen.diffusion.denoiser import Denoiser
 from gen.eval.captions import SampleCaptions
 from gen.eval.extraction import code_digest
+from gen.eval.held_out_pairs import HeldOutPairs
 from gen.eval.image_sets import Images
 from gen.eval.provenance import machine, sampler_spec, short
 from gen.pipeline import Pipeline
@@ -34,12 +36,19 @@ class Decoder:
         pipeline: that is sampled.
         spec: of the autoencoder; None without one.
         captions: that samples have where no condition is given; None for the condition that the pipeline chooses.
+        pairs: that samples restore where no condition is given; None for a model that does not.
         shape: of one picture, (C, H, W).
         collective: whether processes compute each sample together.
     """
 
-    def __init__(self, pipeline: Pipeline, autoencoder: object, captions: SampleCaptions | None = None):
-        self.pipeline, self.captions = pipeline, captions
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        autoencoder: object,
+        captions: SampleCaptions | None = None,
+        pairs: HeldOutPairs | None = None,
+    ):
+        self.pipeline, self.captions, self.pairs = pipeline, captions, pairs
         self.coder, self.shape = None, tuple(pipeline.shape)
         self.collective = getattr(getattr(pipeline, "engine", None), "collective", False)
         autoencoder, own = autoencoder_spec(autoencoder), getattr(pipeline, "decoder", None)
@@ -53,10 +62,16 @@ class Decoder:
             raise UserError(reason)
 
     def sample(self, n: int, **how: Any) -> Samples:
-        """Draw samples, as Pipeline.sample does."""
+        """Draw samples, as Pipeline.sample does; of pairs their cond["target"] is what they should be."""
+        start = how.get("start", 0)
         if self.captions is not None:
-            how = {"cond": self.captions.rows(how.get("start", 0), n), **how}
-        samples = self.pipeline.sample(n, **how)
+            how = {"cond": self.captions.rows(start, n), **how}
+        if self.pairs is None or "cond" in how:
+            samples = self.pipeline.sample(n, **how)
+        else:
+            cond, truth = self.pairs.rows(start, n)
+            samples = self.pipeline.sample(n, cond=cond, **how)
+            samples = replace(samples, cond={**samples.cond, **({"target": truth} if self.coder is None else {})})
         return samples if self.coder is None else self.pipeline.decoded(samples, self.coder)
 
 
@@ -69,7 +84,7 @@ class DrawnImages(Images):
         n: how many.
         seed: of the samples.
         batch_size: samples at a time.
-        targets: whether cond["target"], the picture that a sample should be, is asked for.
+        asked: of "targets", cond["target"], the picture that a sample should be, and "measured", cond["low"].
         known: whether the fingerprint is computed, which reads all weights.
     """
 
@@ -82,13 +97,13 @@ class DrawnImages(Images):
         n: int,
         seed: int,
         batch_size: int,
-        targets: bool = False,
+        asked: Collection[str] = (),
         known: bool = True,
     ) -> None:
         self.sampler, self._how, self._n, self._seed, self._batch_size = sampler, how, n, seed, batch_size
         self.name, self.shape = sampler.pipeline.name, sampler.shape
         labels = ("labels",) if sampler.pipeline.classes and sampler.captions is None else ()
-        self.extras = ("nfe", "first", *labels, *(("targets",) if targets else ()))
+        self.extras = ("nfe", "first", *labels, *asked)
         self.fingerprint = _fingerprint(sampler, how, seed) if known else ""
 
     def __len__(self) -> int:
@@ -99,11 +114,12 @@ class DrawnImages(Images):
         how = {**self._how, "seed": self._seed, "batch_size": self._batch_size, "start": rows[0]}
         samples = self.sampler.sample(len(rows), **how)
         found = {"images": samples.uint8(), "nfe": torch.full((len(rows),), samples.nfe, dtype=torch.float64)}
-        for name, key in (("labels", "y"), ("targets", "target")):
+        for name, key in (("labels", "y"), ("targets", "target"), ("measured", "low")):
             if name in self.extras and key not in samples.cond:
                 raise UserError(f'the samples have no {name}: cond["{key}"] is not there')
             if name in self.extras:
-                found[name] = samples.cond[key].long() if key == "y" else to_uint8(samples.cond[key])
+                value = samples.cond[key]
+                found[name] = {"y": Tensor.long, "target": to_uint8, "low": Tensor.float}[key](value)
         return found
 
 
@@ -130,6 +146,7 @@ def _fingerprint(sampler: Decoder, how: Mapping[str, Any], seed: int) -> str:
     known |= {"files": _files([spec, sampler.spec, own]), "classes": pipeline.classes, "code": code_digest()}
     known |= {"shape": list(pipeline.shape)}
     known |= {} if sampler.captions is None else {"captions": sampler.captions.info.fingerprint}
+    known |= {} if sampler.pairs is None else {"pairs": sampler.pairs.fingerprint}
     known |= {"device": machine(torch.device(pipeline.device)).rpartition(",")[0], "weights": content_hash(*parts)}
     return digest(known)
 

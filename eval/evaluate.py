@@ -19,7 +19,7 @@ from gen.eval.drawn import Decoder
 from gen.eval.extraction import Extraction, Rows
 from gen.eval.features import Extractor
 from gen.eval.image_sets import Images, label_counts
-from gen.eval.measuring import all_measurements, choose, floor_of, neighbours, pictures, spare, timing
+from gen.eval.measuring import all_measurements, choose, floor_of, neighbours, pictures, restored, spare, timing
 from gen.eval.metrics import NEEDS, Metric
 from gen.eval.opening import SAMPLER, asked, check_paths, check_shape, drawer, give, opened, recordable, reference_of
 from gen.eval.pictures import strip
@@ -34,7 +34,7 @@ __all__ = ["evaluate", "extract_part"]
 ROUNDING = "uint8, clamped, half to even"
 
 
-@check_arguments(n="[1, 10000000]", batch_size="[1, inf)", seconds="(0, inf)", timed="[1, inf)")
+@check_arguments(n="[1, 10000000]", each="[1, 100000]", batch_size="[1, inf)", seconds="(0, inf)", timed="[1, inf)")
 def evaluate(
     samples: Any,
     against: object = None,
@@ -45,6 +45,8 @@ def evaluate(
     n: int | None = None,
     training: object = None,
     paired: object = None,
+    measured: object = None,
+    each: int = 1,
     prompts: str | Path | None = None,
     class_wise: bool = False,
     protocol: str | None = None,
@@ -84,7 +86,11 @@ def evaluate(
         n: number of samples; None for 1000 that are drawn, and for all that are there. Of more, n are chosen at random
             with the seed.
         training: images that the model may have memorised, as `against`; None for the split "train", if there is one.
-        paired: pictures that sample i should be, as `samples` and as many, for metrics of pairs.
+        paired: pictures that sample i should be, as `samples` and as many, for metrics of pairs. None for those that a
+            model that restores is given degraded, the held-out part of its data.
+        measured: what sample i is restored from, for its consistency: floats [N, ...] as a tensor or an .npy file, or
+            pictures. None for the degraded pictures that the model is given.
+        each: samples of each picture that is restored, one after another: `paired` and `measured` have one for them.
         prompts: text file with a line for each sample, for metrics of texts. Of a model that takes captions, the
             captions that its samples are drawn of, n of them by default, sample i having line i mod their number; None
             for those of the held-out part of its data, in an order of the seed.
@@ -172,8 +178,8 @@ class Evaluation:
         protocol = None if given["protocol"] is None else protocol_of(given["protocol"])
         given = given if protocol is None else protocol.applied(given)
         check_paths(given)
-        metrics = choose(given["metrics"], asked(given))
         sampler = drawer(given)
+        metrics = choose(given["metrics"], asked(given, sampler))
         how = {key: given[key] for key in SAMPLER[:-1] if given[key] is not None}
         out, run = given["out"], isinstance(given["samples"], (str, Path)) and sampler is not None
         target = Path(out) if out is not None else Path(given["samples"]) / "eval" if run else None
@@ -226,6 +232,11 @@ class Evaluation:
             spare("file", lambda: write_record(record, target))
         return broadcast(record, collective)
 
+    @property
+    def knows_truth(self) -> bool:
+        """Whether pictures that samples should be were read for a metric."""
+        return any("targets" in NEEDS[metric.needs] for metric in self.metrics)
+
     def _record(self, given: Mapping[str, Any]) -> Record:
         samples, sampler, reference = self.samples, self.sampler, self.reference
         pipeline, autoencoder = (None, None) if sampler is None else (sampler.pipeline, sampler.spec)
@@ -238,6 +249,7 @@ class Evaluation:
             captions = None if sampler.captions is None else sampler.captions.info
             labels = f"balanced, i mod {classes}" if classes else "none"
             labels = labels if captions is None else f"captions of {captions.source}, i mod {captions.n}"
+            labels = labels if sampler.pairs is None else f"held-out degraded pictures, {given['each']} samples of each"
             found |= {"rounding": ROUNDING, "labels": labels, "captions": captions}
             found |= {"nfe": None if nfe is None else float(nfe.mean()), "checkpoint": checkpoint(sampler.pipeline)}
             batch = min(given["timed"], n, given["batch_size"])
@@ -259,5 +271,6 @@ class Evaluation:
             protocol=None if self.protocol is None else self.protocol.name,
             command=spare("command", lambda: command(pipeline, reference, given, n, autoencoder)),
             strip=spare("strip", lambda: strip(first)),
+            restored=spare("restored", lambda: restored(samples, given["each"])) if self.knows_truth else None,
             **found,
         )

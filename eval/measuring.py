@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from gen.config.errors import UserError, nearest
+from gen.config.images import to_uint8
 from gen.config.spec import Json, build, find, names, spec_of
 from gen.eval.cache_comparison import CacheComparison
 from gen.eval.drawn import Decoder
@@ -19,7 +21,7 @@ from gen.eval.metrics import NEEDS, Column, Estimate, Metric
 from gen.eval.metrics.lib.neighbours import nearest as nearest_rows
 from gen.eval.pictures import strip
 from gen.eval.provenance import device_of
-from gen.eval.record import FloorInfo, Measurement, Neighbours, PerClass, Speed
+from gen.eval.record import FloorInfo, Measurement, Neighbours, PerClass, Restored, Speed
 from gen.eval.reference import Reference, measure, measure_together
 from gen.eval.throughput import InterleavedTiming, Throughput
 
@@ -31,11 +33,13 @@ __all__ = [
     "one_of_each",
     "pictures",
     "plain_metrics",
+    "restored",
     "spare",
     "timing",
 ]
 
 T = TypeVar("T")
+PICTURES, SHOWN, WHITE = 6, 3, 64  # restored ones that are drawn, samples of each, and the deviation that is white
 
 
 def spare(name: str, make: Callable[[], T]) -> T | None:
@@ -159,6 +163,7 @@ def timing(sampler: Decoder, how: Mapping[str, Any], batch: int, seed: int, seco
     """
     timer, pipeline = Throughput(batch=batch, seconds=seconds), sampler.pipeline
     captions = None if sampler.captions is None else sampler.captions.rows(0, batch)
+    cond = captions if sampler.pairs is None else sampler.pairs.rows(0, batch)[0]
 
     def speed() -> Speed:
         return timer.measure(lambda b: sampler.sample(b, **how, seed=seed, batch_size=b), device_of(pipeline))
@@ -166,7 +171,7 @@ def timing(sampler: Decoder, how: Mapping[str, Any], batch: int, seed: int, seco
     found: Json = {"speed": spare("speed", speed)}
     if pipeline.plan(**how).cache is not None:
         comparison = CacheComparison(batch, InterleavedTiming(seconds=seconds))
-        found["cache"] = spare("cache", lambda: comparison.measure(pipeline, how, seed, captions))
+        found["cache"] = spare("cache", lambda: comparison.measure(pipeline, how, seed, cond))
     return found
 
 
@@ -195,6 +200,31 @@ def neighbours(samples: Rows, first: Tensor, reference: Reference) -> Neighbours
     beside = torch.cat([train.images.read([i])["images"] for i in indices[:, 0].tolist()])
     distances = tuple(squares[:, 0].sqrt().tolist())
     return Neighbours(strip(torch.cat([first, beside], 2), 2), distances, f"features of {reference.extractor.name}")
+
+
+def restored(samples: Rows, each: int) -> Restored | None:
+    """Return the first samples beside what they should be, their deviations, too; None where that is not known.
+
+    Args:
+        samples: all of them.
+        each: of each picture.
+    """
+    images, targets = (samples.rows(name) if samples.has(name) else None for name in ("images", "targets"))
+    if images is None or targets is None:
+        return None
+    shown, n = min(each, SHOWN), min(len(samples) // each, PICTURES)
+    columns = images[: n * each].unflatten(0, (n, each))  # [n, each, C, H, W]
+    rows = [targets[: n * each : each][:, None], columns[:, :shown]]
+    words = ["truth", *(["a sample"] if each == 1 else [f"sample {k + 1}" for k in range(shown)])]
+    low = samples.rows("measured") if samples.has("measured") else None
+    if low is not None and low.ndim == 4 and low.shape[1] == images.shape[1]:
+        seen = interpolate(to_uint8(low[: n * each : each]).float(), images.shape[2:], mode="nearest")
+        rows, words = [seen.byte()[:, None], *rows], ["degraded", *words]
+    if each > 1:
+        spread = columns.double().std(1, keepdim=True) * (255 / WHITE)
+        rows, words = [*rows, spread.clamp(max=255).byte()], [*words, f"deviation of {each}, {WHITE:g} being white"]
+    stacked = torch.cat(rows, 1).permute(0, 2, 1, 3, 4).flatten(2, 3)  # [n, C, rows H, W]
+    return Restored(strip(stacked, len(words)), tuple(words))
 
 
 def floor_of(reference: Reference) -> FloorInfo | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +19,9 @@ from gen.data.lib.learned import learned_data
 from gen.eval.captions import captions_of
 from gen.eval.drawn import Decoder, DrawnImages
 from gen.eval.extraction import Extraction, Rows
+from gen.eval.held_out_pairs import held_out_pairs
 from gen.eval.image_sets import Images, TensorImages, chosen, chosen_rows, is_run, open_images
-from gen.eval.metrics import Metric
+from gen.eval.metrics import NEEDS, Metric
 from gen.eval.provenance import sampler_spec
 from gen.eval.record import SamplesInfo
 from gen.eval.reference import Reference
@@ -33,6 +35,7 @@ __all__ = [
     "check_shape",
     "drawer",
     "give",
+    "measurements_of",
     "opened",
     "own_data",
     "recordable",
@@ -43,14 +46,16 @@ DRAWN = 1000  # samples that are drawn if nobody says how many
 SAMPLER = ("solver", "steps", "grid", "guide", "cache", "autoencoder")  # options of samples that are drawn here
 
 
-def asked(given: Mapping[str, Any]) -> set[str]:
-    """Return the needs of metrics that options ask for.
+def asked(given: Mapping[str, Any], sampler: Decoder | None) -> set[str]:
+    """Return the needs of metrics that options ask for, and samples that restore.
 
     Args:
         given: arguments of gen.evaluate, here and below.
+        sampler: that draws the samples; None for samples that are there.
     """
-    wanted = {"labelled_features": given["class_wise"]}
-    wanted |= {"pairs": given["paired"] is not None, "text": given["prompts"] is not None}
+    wanted = {"labelled_features": given["class_wise"], "posterior": given["each"] > 1}
+    restored = sampler is not None and sampler.pairs is not None
+    wanted |= {"pairs": restored or given["paired"] is not None, "text": given["prompts"] is not None}
     opened_with = against.options if isinstance(against := given["against"], Reference) else {}
     trained = given["training"] is not None or "training" in opened_with
     wanted |= dict.fromkeys(("train_features", "split_features"), trained)
@@ -63,7 +68,7 @@ def check_paths(given: Mapping[str, Any]) -> None:
     Args:
         given: arguments of gen.evaluate.
     """
-    for key in ("samples", "paired", "prompts"):
+    for key in ("samples", "paired", "measured", "prompts"):
         path = given[key]
         if isinstance(path, (str, Path)) and not Path(path).exists():
             allowed = "a text file" if key == "prompts" else "a run, or a folder or a file of pictures"
@@ -94,7 +99,8 @@ def drawer(given: Mapping[str, Any]) -> Decoder | None:
         allowed = "a Pipeline, the folder of a run, a folder or a file of pictures, or a uint8 tensor"
         raise UserError(f"evaluate: samples: got {shown(samples)}, expected {allowed}")
     captions = captions_of(samples, given["prompts"], given["seed"], lambda: own_data(samples, allow))
-    return Decoder(samples, given["autoencoder"], captions)
+    pairs = held_out_pairs(samples, lambda: own_data(samples, allow), given["each"], given["seed"])
+    return Decoder(samples, given["autoencoder"], captions, pairs)
 
 
 def opened(
@@ -108,13 +114,26 @@ def opened(
         how: keywords of its `sample`.
         metrics: that are wanted.
     """
-    n, seed = given["n"], given["seed"]
+    n, seed, each = given["n"], given["seed"], given["each"]
+    if each > 1 and given["paired"] is None and (sampler is None or sampler.pairs is None):
+        raise UserError(f"each = {each}: it is of models that restore degraded pictures, and of paired ones")
+    if n is not None and n % each:
+        raise UserError(f"n = {n} and each = {each}: n must be a multiple")
     if sampler is not None:
-        pairs = given["metrics"] is not None and given["paired"] is None and any(m.needs == "pairs" for m in metrics)
         known = given["features"] is not None
         listed = 0 if sampler.captions is None or given["prompts"] is None else len(sampler.captions)
-        images: Images = DrawnImages(sampler, how, n or listed or DRAWN, seed, given["batch_size"], pairs, known)
-        return images, SamplesInfo("run" if sampler.pipeline.folder is not None else "pipeline")
+        if sampler.pairs is not None:
+            listed = min(DRAWN // each * each or each, len(sampler.pairs))
+            sampler.pairs.check(n or listed)
+        extras = {one for metric in metrics for one in NEEDS[metric.needs]} & {"targets", "measured"}
+        extras -= {name for name, key in (("targets", "paired"), ("measured", "measured")) if given[key] is not None}
+        if sampler.pairs is not None and "targets" in extras:
+            extras.add("measured")  # to be seen beside them
+        images: Images = DrawnImages(
+            sampler, how, n or listed or DRAWN, seed, given["batch_size"], sorted(extras), known
+        )
+        kind, own = "run" if sampler.pipeline.folder is not None else "pipeline", sampler.pairs
+        return images, SamplesInfo(kind, fingerprint="" if own is None else own.fingerprint)
     whole = given["samples"]
     whole = TensorImages(whole.uint8(), whole.cond.get("y"), "samples") if isinstance(whole, Samples) else whole
     if given["against"] is None:
@@ -141,6 +160,8 @@ def reference_of(given: Mapping[str, Any], sampler: Decoder | None, extraction: 
             raise UserError(f"evaluate: the Reference was opened with these already: leave out {', '.join(own)}")
         return against
     against = own_data(sampler.pipeline, given["allow"]) if against is None and sampler is not None else against
+    if isinstance(against, Mapping) and against.get("name") == "degraded":
+        against = against["data"]  # the pictures as they were
     if isinstance(against, Pipeline) or (isinstance(against, (str, Path)) and is_run(Path(against))):
         pipeline = against if isinstance(against, Pipeline) else load_images(against, allow=given["allow"])
         n, seed = given["n"] or DRAWN, given["seed"] + 1  # of other noise than the samples
@@ -156,7 +177,7 @@ def reference_of(given: Mapping[str, Any], sampler: Decoder | None, extraction: 
 def give(
     rows: Rows, given: Mapping[str, Any], extraction: Extraction, available: int, sampler: Decoder | None = None
 ) -> None:
-    """Add the rows that do not come from the samples: pictures that they should be, and embeddings of prompts.
+    """Add the rows that do not come from the samples: what they should be and are restored from, and prompts.
 
     Args:
         rows: of the samples.
@@ -165,18 +186,27 @@ def give(
         available: samples of which the rows were chosen: there is one picture and one prompt for each.
         sampler: that draws the samples; None for samples that are there.
     """
-    n, seed = len(rows), given["seed"]
+    n, seed, each = len(rows), given["seed"], given["each"]
+    if each > 1 and n != available:
+        raise UserError(f"n = {n} of {available} samples, {each} of each picture: take all")
     if given["paired"] is not None:
         whole = open_images(given["paired"])
-        if len(whole) != available:
-            raise UserError(f"paired: {whole.name} holds {len(whole)} pictures for {available} samples: one for each")
-        truth = Rows(chosen(whole, n, seed), rows.extractor, rows.spec, extraction)
+        if len(whole) * each != available:
+            of_each = "one for each" if each == 1 else f"one for {each}"
+            raise UserError(f"paired: {whole.name} holds {len(whole)} pictures for {available} samples: {of_each}")
+        truth = Rows(chosen(whole, n // each, seed), rows.extractor, rows.spec, extraction)
         if truth.images.shape != rows.images.shape:
             raise UserError(f"paired: {whole.name} holds {list(whole.shape)}, the samples {list(rows.images.shape)}")
         truth.fill(("images",))
         targets = truth.rows("images")
         assert targets is not None
-        rows.given["targets"] = targets
+        rows.given["targets"] = targets.repeat_interleave(each, 0)
+    rows.given["inputs"] = torch.arange(n) // each
+    if given["measured"] is not None:
+        y = measurements_of(given["measured"])
+        if len(y) * each != available:
+            raise UserError(f"measured: {len(y)} measurements for {available} samples, {each} of each")
+        rows.given["measured"] = y[chosen_rows(len(y), n // each, seed)].repeat_interleave(each, 0)
     texts = list[str]()
     if sampler is not None and sampler.captions is not None:
         texts = sampler.captions.rows(0, n) if hasattr(rows.extractor, "text") else []
@@ -190,6 +220,22 @@ def give(
     if texts:
         parts = [cast(Any, rows.extractor).text(texts[i : i + 250]) for i in range(0, n, 250)]
         rows.given["prompts"] = torch.cat(parts)
+
+
+def measurements_of(given: object) -> Tensor:
+    """Return measurements, floats [M, ...]: of a tensor or an .npy file as they are, of pictures in [-1, 1].
+
+    Args:
+        given: a tensor, or the path of a file or of pictures.
+    """
+    if isinstance(given, Tensor) and given.is_floating_point():
+        return given.float()
+    if isinstance(given, (str, Path)) and Path(given).suffix == ".npy":
+        found = torch.from_numpy(np.load(given, allow_pickle=False))
+        if found.is_floating_point():
+            return found.float()
+    whole = open_images(given)
+    return whole.read(range(len(whole)))["images"].float() / 127.5 - 1
 
 
 def recordable(sampler: Decoder, how: Mapping[str, Any]) -> Json:

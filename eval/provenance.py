@@ -26,7 +26,7 @@ from gen.pipeline import Pipeline
 if TYPE_CHECKING:
     from gen.eval.reference import Reference
 
-OPTIONS = ("training", "paired", "prompts", "class_wise", "protocol", "allow_lossy", "reference_extractor")
+OPTIONS = ("training", "paired", "measured", "prompts", "class_wise", "protocol", "allow_lossy", "reference_extractor")
 
 __all__ = [
     "brief_spec",
@@ -128,6 +128,7 @@ def command(
     words |= {"extractor": reference.extractor_spec}
     if tensors := [key for key in OPTIONS if isinstance(given[key], Tensor)]:
         raise UserError(f"{tensors[0]} is a tensor, which no command line can name")
+    words |= {"each": given["each"] if given["each"] > 1 else None}
     words |= {key: given[key] or reference.options.get(key) for key in OPTIONS}
     words = {k: v if k == "label" else _placed(v) for k, v in words.items() if v is not None}  # a label is no path
     specs = None if given["metrics"] is None else [short(metric) for metric in given["metrics"]]

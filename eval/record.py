@@ -319,6 +319,19 @@ class Neighbours:
     space: str
 
 
+@dataclass(frozen=True)
+class Restored:
+    """Degraded pictures, what they were, and samples that restore them.
+
+    Attributes:
+        strip: a PNG in base64, a column for each picture.
+        rows: what stands in its rows, from the top.
+    """
+
+    strip: str
+    rows: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """One evaluation.
@@ -349,6 +362,7 @@ class Record:
         per_class: numbers of each class.
         neighbours: samples beside their nearest training images.
         captions: that the samples were drawn of; None for a model that takes none, and for samples of another tool.
+        restored: samples beside the pictures that they should be; None where those are not known.
         schema: of this dataclass.
     """
 
@@ -379,6 +393,7 @@ class Record:
     per_class: tuple[PerClass, ...] = ()
     neighbours: Neighbours | None = None
     captions: CaptionsInfo | None = None
+    restored: Restored | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -387,7 +402,7 @@ class Record:
             raise UserError(f"a record holds at least one measurement, and each once; this one has {keys}")
         check_finite(self)
         pictures = (self.strip, self.floor and self.floor.strip, self.cache and self.cache.map and self.cache.map.png)
-        for png in (*pictures, self.neighbours and self.neighbours.strip):
+        for png in (*pictures, self.neighbours and self.neighbours.strip, self.restored and self.restored.strip):
             if png and not _is_png(png):
                 raise UserError("a picture of the record is no PNG in base64")
 

@@ -242,6 +242,7 @@ class Reference:
         if kind in no and kind not in capabilities(self.extractor):
             return f"the extractor {self.extractor.name} {no[kind]}"
         hints = {"targets": ', images in cond["target"] or --paired', "prompts": ", see --prompts"}
+        hints |= {"measured": ', what they are restored from: cond["low"] or --measured'}
         return f"the {whose} have no {kind}{hints.get(kind, '')}"
 
     def _floor_rows(self, metric: Metric) -> Rows | None:

@@ -17,8 +17,8 @@ these declarations, and nothing else names a metric:
             return Estimate(float(x.mean()), float(x.std()) / len(x) ** 0.5, len(x))
 
 A file in this folder (the first name of its `__all__`) is a default metric, unless it says `default = False`: it is
-computed wherever its inputs can be had. One of `pairs` is computed wherever pairs are given, unless it says
-`named = True`. Those, and one from elsewhere, are asked for by name: gen.evaluate(..., metrics=["fid",
+computed wherever its inputs can be had. One of `pairs` or `posterior` is computed wherever these are given, unless it
+says `named = True`. Those, and one from elsewhere, are asked for by name: gen.evaluate(..., metrics=["fid",
 "my_package.my_module:Sharpness"]), `gen evaluate RUN --metrics fid,my_package.my_module:Sharpness`, or as an object.
 
 What `needs` may be, and what the metric is then called with, argument by argument (all on the CPU, rows in the order of
@@ -36,16 +36,19 @@ the samples' indices):
     images             images uint8 [N, C, H, W]; those of the reference
     labelled_images    images uint8 [N, C, H, W]; labels int64 [N], or None where they have none
     pairs              images uint8 [N, C, H, W]; those that sample i should be, uint8 [N, C, H, W]
+    posterior          the same; the number of the degraded picture that sample i restores, int64 [N]
+    measured           images uint8 [N, C, H, W]; what each is a restoration of, floats [N, ...]
 
 Class scores need an extractor with a classifier's head, spatial features one with `spatial`, embeddings of text one
-with `text`; `pairs` needs samples whose cond["target"] holds an image each, as restorations have them, or
-`--paired TRUTH`. A metric whose inputs cannot be had is left out of the default, and refused if it was asked for by
-name. A metric with `moments = True` takes, in place of the reference's rows, what files of statistics hold: the
-`Moments` of the rows. The real images' own score, the floor of a leaderboard, is the same metric of the other split: of
-held-out images where training images or a classifier's labels are compared with. A metric of `labelled_features` may
-have `by_class(*arguments)`, which returns an estimate for each label: a table of its own in records and on pages.
-Metrics that share work, such as distances, have `together = staticmethod(f)` with one f for all of them: an evaluation
-calls f(metrics, *arguments) once, which returns what each of them would.
+with `text`; `pairs` needs samples whose cond["target"] holds an image each, as those of a run that restores have, or
+`--paired TRUTH`; `posterior` several samples of each, `--each`; `measured` cond["low"] or `--measured Y`. A metric
+whose inputs cannot be had is left out of the default, and refused if it was asked for by name. A metric with `moments =
+True` takes, in place of the reference's rows, what files of statistics hold: the `Moments` of the rows. The real
+images' own score, the floor of a leaderboard, is the same metric of the other split: of held-out images where training
+images or a classifier's labels are compared with. A metric of `labelled_features` may have `by_class(*arguments)`,
+which returns an estimate for each label: a table of its own in records and on pages. Metrics that share work, such as
+distances, have `together = staticmethod(f)` with one f for all of them: an evaluation calls f(metrics, *arguments)
+once, which returns what each of them would.
 
 Rows may be memory-mapped, and 50,000 x 2048 of them: a metric works in blocks (`blocks`, in float64) and copies no set
 as a whole.
@@ -83,6 +86,8 @@ NEEDS = {  # the arguments of a call: rows of the samples, or of "reference" or 
     "images": ("images", "reference.images"),
     "labelled_images": ("images", "labels?"),
     "pairs": ("images", "targets"),
+    "posterior": ("images", "targets", "inputs"),
+    "measured": ("images", "measured"),
 }
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from gen.cli.lib.adapters import add_adapter_options
 from gen.cli.lib.diffusers import is_pipeline
-from gen.cli.lib.options import add_option, parse_part, read_spec
+from gen.cli.lib.options import add_option, parse_part, read_as, read_spec
 from gen.cli.sample import (
     add_autoencoder_option,
     add_sampler_options,
@@ -60,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training = "images that the model may have memorised, as --against (default: the run's)"
     parser.add_argument("--training", type=read_spec, help=training)
     parser.add_argument("--paired", help="pictures that sample i should be, for PSNR, SSIM and LPIPS")
+    measured = (
+        "what sample i is restored from, for its consistency: an .npy file or pictures (default: what a run sees)"
+    )
+    parser.add_argument("--measured", help=measured)
+    each = "samples of each degraded picture of a run that restores, or of each of --paired (default: 1)"
+    parser.add_argument("--each", type=read_as(int, "[1, 100000]"), default=1, help=each)
     parser.add_argument(
         "--prompts",
         help="a text file: of a run that takes captions, those of its samples, a line each (default: the held-out "
@@ -138,7 +144,10 @@ def _run(args: argparse.Namespace) -> int:
         "quiet": False,
         **{key: getattr(args, key) for key in ("against", "extractor", "training", "autoencoder")},
         **{key: getattr(args, key) for key in ("split", "n", "seed", "label", "batch_size", "protocol", "paired")},
-        **{key: getattr(args, key) for key in ("class_wise", "prompts", "allow_lossy", "reference_extractor")},
+        **{
+            key: getattr(args, key)
+            for key in ("class_wise", "prompts", "measured", "each", "allow_lossy", "reference_extractor")
+        },
         **sampler,
     }
     if args.part is not None:

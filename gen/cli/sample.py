@@ -257,6 +257,8 @@ class _Drawing:
 def _drawing(args: argparse.Namespace, pipeline: Pipeline) -> _Drawing:
     from gen.data.lib.prompts import prompts_of
     from gen.eval.drawn import Decoder
+    from gen.eval.held_out_pairs import held_out_pairs
+    from gen.eval.opening import own_data
 
     given = [f"--{key}" for key in ("labels", "prompt", "prompts") if getattr(args, key) is not None]
     if len(given) > 1:
@@ -272,12 +274,15 @@ def _drawing(args: argparse.Namespace, pipeline: Pipeline) -> _Drawing:
     options = {"seed": args.seed, "batch_size": args.batch_size, **sampler_options(args, pipeline)}
     edit = _edit(args, decoder)
     images = edit.pop("image", None)
-    n = args.n or len(() if images is None else images) or (len(labels) * each if isinstance(labels, list) else 64)
+    pairs = held_out_pairs(pipeline, lambda: own_data(pipeline), each, args.seed)
+    usual = 64 if pairs is None else min(64 // each * each or each, len(pairs))
+    n = args.n or len(() if images is None else images) or (len(labels) * each if isinstance(labels, list) else usual)
     if images is not None and len(images) not in (1, n):
         raise UserError(f"-n {n}, and --image holds {len(images)} pictures: give one, or one for each sample")
     if n % each:
         raise UserError(f"-n {n}, and --images-per-label {each}: give a multiple")
     cond = pipeline.condition(n, labels, 0, each)
+    cond = cond if pairs is None else {**pairs.rows(0, n)[0], **({} if labels is None else cond)}
     away = None if negative is None else pipeline.condition(n, negative, 0, each)
     prompts = () if args.prompt is None else prompts_of(n, args.prompt, each)
     return _Drawing(decoder, n, cond, away, prompts, images, options | edit)

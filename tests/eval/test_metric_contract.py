@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.functional import avg_pool2d
 
 from gen.cli import main
 from gen.config.errors import UserError
@@ -202,7 +203,7 @@ NOT_PERFECT = {
     "torchmetrics_structuralsimilarityindexmeasure",
 }  # unbiased or extrapolated: identical sets pass it
 OF_ONE_SET = {"vendi", "inception_score"}  # of no reference: better than the worst, which `perfect` is
-NO_ORDER = {"vendi", "cmmd"}  # noise is varied; of 64 positive features unit rows are all alike
+NO_ORDER = {"vendi", "cmmd", "calibration"}  # noise is varied; unit rows are all alike; so are two samples here
 
 
 @pytest.fixture
@@ -232,11 +233,16 @@ def inputs(metric, rows, small) -> list[torch.Tensor]:
     def argument(name: str) -> torch.Tensor:
         owner, _, kind = name.rstrip("?").rpartition(".")
         row = (small.train if owner else rows).rows
+        if kind == "measured":
+            return avg_pool2d(argument("images").double() / 127.5 - 1, 2)
         if kind in ("images", "targets"):
             images = row(kind).repeat_interleave(4, 2).repeat_interleave(4, 3)
             return images.repeat(1, 3, 1, 1) if hasattr(metric, "border") else images
         return small.extractor.head(row("features")) if kind == "logits" else row(SAME.get(kind, kind))
 
+    if metric.needs == "posterior":  # each picture stands for two samples
+        pairs = [argument(name).repeat_interleave(2, 0) for name in ("images", "targets")]
+        return [*pairs, torch.arange(len(pairs[0])) // 2]
     return [argument(name) for name in NEEDS[metric.needs]]
 
 
