@@ -17,7 +17,7 @@ from gen.config.spec import build, spec_of
 from gen.diffusion.denoiser import Cond, Denoiser, DenoiserLike
 from gen.diffusion.net import unwrap
 from gen.diffusion.noise import Noise
-from gen.diffusion.path import NoisePath, expand
+from gen.diffusion.path import expand
 from gen.samplers.solvers.recovery import Recovery
 from gen.training.distillation import Distiller
 from gen.training.objectives import Batch, Roles, Step
@@ -83,7 +83,7 @@ class CDRL(Distiller):
         """Return the losses of energy and initialiser for each sample, [B] both, and logs; levels t > s, [B]."""
         path, solver = f.path, self.sampler.solver
         x_s = path.mix(batch.x, batch.normal("eps"), s)
-        x_t = forward_diffuse(path, x_s, batch.normal("climb"), t, s)
+        x_t = path.diffuse(x_s, batch.normal("climb"), t, s)
         mean, variance = solver.ancestral_step(path, f(x_t, t, cond, s=s), t, s)
         with torch.no_grad():
             guess = mean + expand(variance.sqrt(), mean) * batch.normal("begin")
@@ -104,13 +104,6 @@ class CDRL(Distiller):
         return torch.stack(
             [self.losses(f, batch, batch.cond, t.expand(n), s.expand(n))[1].mean() for t, s in pairs]
         ).mean()
-
-
-def forward_diffuse(path: NoisePath, x: Tensor, unit: Tensor, t: Tensor, s: Tensor) -> Tensor:
-    """Return x_t from x_s, t > s: r x_s + sqrt(sigma_t^2 - r^2 sigma_s^2) unit with r = alpha_t / alpha_s."""
-    r = path.alpha(t) / path.alpha(s)
-    v = path.sigma(t) ** 2 - (r * path.sigma(s)) ** 2
-    return expand(r, x) * x + expand(v.sqrt(), x) * unit
 
 
 def log_density(f: Denoiser, x: Tensor, t: Tensor, cond: Cond | None = None) -> Tensor:
@@ -185,7 +178,7 @@ def inpaint(
     unit = {i: noise.normal(f"known.{i}", known.shape[1:]).to(known) for i in range(len(times))}
     states = {len(times) - 2: f.path.mix(known, unit[len(times) - 2], times[-2])}
     for i in reversed(range(len(times) - 2)):
-        states[i] = forward_diffuse(f.path, states[i + 1], unit[i], times[i], times[i + 1])
+        states[i] = f.path.diffuse(states[i + 1], unit[i], times[i], times[i + 1])
 
     def keep_known(x: Tensor, i: int) -> Tensor:
         return torch.where(missing, x, states[i])

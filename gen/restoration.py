@@ -93,8 +93,9 @@ def _guided(
     if guide in (None, "none"):
         counter = CountingDenoiser(denoiser)
         return (counter,), counter
-    if not hasattr(rule, "grid") or not hasattr(rule, "solver"):
+    if not hasattr(rule, "grid"):
         raise UserError(f"restore: a guide needs a loop of times, which {type(rule).__name__} has not")
     times = rule.grid.times(denoiser.path, rule.steps)
-    loop = compose(denoiser, times, rule.solver, build("samplers.guides", guide), cond, like.new_zeros(1, *shape))
+    solver = getattr(rule, "solver", None) or build("samplers.solvers", "euler")  # which evaluates at the grid's times
+    loop = compose(denoiser, times, solver, build("samplers.guides", guide), cond, like.new_zeros(1, *shape))
     return loop.counters, loop.f

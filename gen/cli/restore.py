@@ -63,8 +63,9 @@ def run(args: argparse.Namespace) -> int:
     method: Any = build("samplers.restore", {"name": "pigdm", **_spec(args.method)})
     noise = getattr(method, "noise", 0.0) if args.noise is None else args.noise
     truth, y = _measured(args, pipeline, operator, noise)
+    told = args.noise if hasattr(method, "noise") else None  # it is the measurement's, whether or not a method asks
     made = pipeline.restore(
-        y, operator, method, noise=args.noise, cond=_label(args.labels), guide=args.guide, each=args.each,
+        y, operator, method, noise=told, cond=_label(args.labels), guide=args.guide, each=args.each,
         seed=args.seed, batch_size=args.batch_size,
     )  # fmt: skip
     samples = made.x.unflatten(0, (len(y), args.each))  # [n, each, C, H, W]

@@ -92,6 +92,12 @@ class NoisePath:
         """Return alpha_s x0 + sigma_s eps: `mix` for sampling loops, where s is 0-d and carries no gradient."""
         return torch.add(pred.x0 * float(self.alpha(s)), pred.eps, alpha=float(self.sigma(s)))
 
+    def diffuse(self, x: Tensor, unit: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """Return x_t from x_s, t > s: r x_s + sqrt(sigma_t^2 - r^2 sigma_s^2) unit with r = alpha_t / alpha_s."""
+        r = self.alpha(t) / self.alpha(s)
+        v = self.sigma(t) ** 2 - (r * self.sigma(s)) ** 2
+        return expand(r, x) * x + expand(v.sqrt(), x) * unit
+
     def start(self, noise: Tensor, t: Tensor) -> Tensor:
         """Return x_t for a sampler that starts at t from unit noise [B, ...], without the data's share."""
         return expand(self.sigma(t), noise) * noise

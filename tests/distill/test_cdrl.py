@@ -14,7 +14,7 @@ from gen.diffusion.parameterisation import X0, EDMPrecond, Eps, V, Velocity
 from gen.diffusion.path import EDM, VP, Flow, Trig
 from gen.diffusion.sampling import integrate
 from gen.diffusion.worlds import Gaussian, Mixture
-from gen.distillers.cdrl import CDRL, forward_diffuse, inpaint, log_density, negative_log_density
+from gen.distillers.cdrl import CDRL, inpaint, log_density, negative_log_density
 from gen.models.energy import Energy, EnergyNet
 from gen.samplers.solvers.recovery import Recovery
 from gen.training.objectives import Batch
@@ -64,10 +64,10 @@ def test_the_first_guess_is_the_posterior_of_known_data(path):
 
 def test_climbing_is_the_path_s_own_noise():
     path, t, s = VP(), f64(0.6)[0], f64(0.3)[0]
-    one = forward_diffuse(path, path.mix(f64([1.0]), f64([0.0]), s), f64([0.0]), t, s)
+    one = path.diffuse(path.mix(f64([1.0]), f64([0.0]), s), f64([0.0]), t, s)
     assert torch.allclose(one, path.alpha(t).expand(1, 1))
     noises = (1.0, 0.0), (0.0, 1.0)
-    a, b = (forward_diffuse(path, path.mix(f64([0.0]), f64([p]), s), f64([q]), t, s) for p, q in noises)
+    a, b = (path.diffuse(path.mix(f64([0.0]), f64([p]), s), f64([q]), t, s) for p, q in noises)
     assert float(a**2 + b**2) == pytest.approx(float(path.sigma(t) ** 2))
 
 

@@ -21,10 +21,14 @@ def model(tmp_path_factory):
 Y = torch.linspace(-1, 1, 3 * 16).reshape(3, 1, 4, 4)
 
 
-@pytest.mark.parametrize("method", ["ddnm", "pigdm", "exact", "dps", "diffpir", "ddrm"])
+OWN = {"repaint": {"repeats": 1}}  # of methods, beside steps
+NOISELESS = {"ddnm", "sdedit", "repaint"}
+
+
+@pytest.mark.parametrize("method", ["ddnm", "pigdm", "exact", "dps", "diffpir", "ddrm", "sdedit", "repaint"])
 def test_every_method_restores_with_a_network(model, method):
-    noise = None if method == "ddnm" else 0.1
-    spec = {"name": method, "steps": 4}
+    noise = None if method in NOISELESS else 0.1
+    spec = {"name": method, "steps": 4, **OWN.get(method, {})}
     made = model.restore(Y, "pool", spec, noise=noise, seed=2)
     assert made.x.shape == (3, 1, 8, 8) and made.x.isfinite().all() and made.nfe == 4
     assert torch.equal(made.cond["y"], torch.full((3,), 10))  # no class
@@ -44,6 +48,8 @@ def test_samples_of_one_measurement_differ_and_agree_with_it(model):
         Y, "pool", {"name": "pigdm", "steps": 4}, noise=0.1, cond=1, guide={"name": "cfg", "scale": 3}
     )
     assert guided.nfe == 8
+    again = {"name": "repaint", "steps": 4, "jump": 2, "repeats": 3}  # 4 steps, and twice the 2 before the last
+    assert model.restore(Y, "pool", again, cond=1, guide={"name": "cfg", "scale": 3}).nfe == 2 * (4 + 2 * 2)
 
 
 @pytest.mark.parametrize("method", [{"name": "volume", "steps": 3}, {"name": "red_psm", "rounds": 1, "nodes": 2}])

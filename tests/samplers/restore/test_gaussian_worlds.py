@@ -1,8 +1,6 @@
 """Every method on Gaussian data, where the posterior is known: its mean and covariance by `affine_moments`, no sample.
 
-The world has the covariance C diag(1, .6, .3, .15, .08, .04) C', C the DCT-II. In the first problem means of pairs are
-measured with noise .1, in the second three of six numbers without noise. A method that is not exact is held to its own
-bias, which more steps do not take away.
+A method that is not exact is held to its own bias, which more steps do not take away.
 """
 
 import math
@@ -12,58 +10,20 @@ import torch
 
 from gen.config.errors import UserError
 from gen.config.spec import build, find, names
-from gen.diffusion.moments import affine_moments
 from gen.diffusion.noise import Noise
 from gen.diffusion.path import EDM, VP, Flow
 from gen.diffusion.sampling import integrate
 from gen.diffusion.worlds import Correlated
-from gen.operators.matrix import Matrix
+from gen.operators.clip import Clip
+from gen.samplers.restore.repaint import trajectory
+from gen.samplers.solvers.ancestral import Ancestral
+from tests.samplers.restore.worlds import MEAN, PAIRS, PROBLEMS, D, compared, moments, operator, world
 
-D = 6
-DCT = torch.tensor(
-    [[(2 / D) ** 0.5 * math.cos(math.pi * (n + 0.5) * k / D) * (0.5**0.5 if k == 0 else 1) for k in range(D)]
-     for n in range(D)], dtype=torch.float64
-)  # fmt: skip
-SPREAD = torch.tensor([1, 0.6, 0.3, 0.15, 0.08, 0.04], dtype=torch.float64)
-MEAN = torch.tensor([0.5, -0.3, 0.2, 0, -0.4, 0.1], dtype=torch.float64)
-PAIRS = torch.block_diag(*[torch.full((1, 2), 0.5, dtype=torch.float64)] * 3)
-FIRST = torch.eye(3, D, dtype=torch.float64)
-PROBLEMS = {
-    "pairs": (PAIRS, torch.tensor([0.4, -0.2, 0.3], dtype=torch.float64), 0.1),
-    "known": (FIRST, torch.tensor([0.9, -0.1, 0.4], dtype=torch.float64), 0.0),
-}
 GEOMETRIC = {"name": "exponential", "sigma_min": 0.002, "sigma_max": 80.0}
 
 
-def world(path=None, covariance=None):
-    covariance = DCT @ torch.diag(SPREAD) @ DCT.mT if covariance is None else covariance
-    return Correlated(path or EDM(80.0), MEAN, covariance)
-
-
-def operator(A):
-    return Matrix(tuple(map(tuple, A.tolist()))).on((D,))
-
-
-def moments(spec, problem, prior=None):
-    """Mean and covariance of a method's samples."""
-    (A, y, _), method, prior = PROBLEMS[problem], build("samplers.restore", spec), prior or world()
-    on = operator(A)
-    return affine_moments(
-        lambda rows, noise: method.restore(prior, y.expand(rows, -1), on, (rows, D), noise),
-        D, ["start", *range(method.steps)],
-    )  # fmt: skip
-
-
-def compared(spec, problem, prior=None):
-    """Error of the mean in posterior deviations, ratio of the traces, least and largest ratio of variances."""
-    A, y, noise = PROBLEMS[problem]
-    truth, (mean, covariance) = (prior or world()).posterior(A, y, noise), moments(spec, problem, prior)
-    part = slice(3, None) if problem == "known" else slice(None)
-    mean, covariance, right, spread = mean[part], covariance[part, part], truth.mean[part], truth.covariance[part, part]
-    wrong, L = mean - right, torch.linalg.cholesky(spread)
-    ratios = torch.linalg.eigvalsh(torch.linalg.solve(L, torch.linalg.solve(L, covariance).mT))
-    e = (wrong @ torch.linalg.solve(spread, wrong) / len(wrong)).sqrt()
-    return [float(v) for v in (e, covariance.trace() / spread.trace(), ratios.min(), ratios.max())]
+def built(spec):
+    return build("samplers.restore", spec)
 
 
 def test_the_posterior_is_that_of_the_world():
@@ -106,7 +66,7 @@ FIGURES = [  # problem, method -> error of the mean, ratio of traces, range of v
 
 @pytest.mark.parametrize(("problem", "spec", "error", "trace", "within"), FIGURES)
 def test_mean_and_covariance_are_the_methods_own(problem, spec, error, trace, within):
-    e, ratio, least, most = compared(spec, problem)
+    e, ratio, least, most = compared(built(spec), problem)
     assert e == pytest.approx(error, rel=0.02, abs=1e-5) and ratio == pytest.approx(trace, rel=2e-3)
     assert least == pytest.approx(within[0], abs=0.006) and most == pytest.approx(within[1], abs=0.006)
 
@@ -114,30 +74,67 @@ def test_mean_and_covariance_are_the_methods_own(problem, spec, error, trace, wi
 def test_pigdm_is_exact_for_data_of_one_variance():
     """And DPS is not: it goes 1 - exp(-c) of the way, c the variance of the data over that of the noise."""
     prior = world(covariance=torch.eye(D, dtype=torch.float64))
-    e, ratio, *_ = compared({"name": "pigdm", "noise": 0.1, "steps": 400, "grid": GEOMETRIC}, "pairs", prior)
+    pigdm = built({"name": "pigdm", "noise": 0.1, "steps": 400, "grid": GEOMETRIC})
+    e, ratio, *_ = compared(pigdm, "pairs", prior)
     assert e < 1e-4 and ratio == pytest.approx(1, abs=0.03)
     one = Correlated(EDM(80.0), MEAN[:1], torch.ones(1, 1, dtype=torch.float64))
-    dps = build("samplers.restore", {"name": "dps", "noise": 1.0, "spread": "noise", "steps": 400, "grid": GEOMETRIC})
-    on = Matrix(((1.0,),)).on((1,))
-    mean, covariance = affine_moments(
-        lambda rows, noise: dps.restore(one, torch.ones(rows, 1).double(), on, (rows, 1), noise), 1,
-        ["start", *range(400)],
-    )  # fmt: skip
+    dps = built({"name": "dps", "noise": 1.0, "spread": "noise", "steps": 400, "grid": GEOMETRIC})
+    number = torch.ones(1, 1, dtype=torch.float64)
+    mean, covariance = moments(dps, (number, number[0], 1.0), one)
     assert float((mean - 0.5) / 0.5) == pytest.approx(1 - math.exp(-1), abs=0.01)
     assert float(covariance) == pytest.approx((1 - math.exp(-2)) / 2, abs=0.02)
+
+
+@pytest.mark.parametrize("repeats", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_repaint_comes_nearer_to_the_posterior_with_every_repeat(repeats):
+    error, trace, least, most = {1: (0.0863, 1.0326, 0.951, 1.202), 3: (0.0445, 0.9903, 0.947, 1.053)}[repeats]
+    visits = range(len(list(trajectory(250, 1, repeats))) - 1)
+    draws = ["start", *visits, *(f"known {i}" for i in visits)]
+    found = compared(built({"name": "repaint", "jump": 1, "repeats": repeats}), "known", draws=draws)
+    assert found == pytest.approx([error, trace, least, most], rel=1e-3)
+    assert list(trajectory(6, 2, 2)) == [
+        0,
+        1,
+        2,
+        3,
+        1,
+        2,
+        3,
+        4,
+        5,
+        3,
+        4,
+        5,
+        6,
+    ]  # of public code, but that 5 times its 1
+    assert list(trajectory(3, 1, 2)) == [0, 1, 0, 1, 2, 1, 2, 3]
+
+
+def test_sdedit_keeps_what_its_level_lets_through():
+    """N(m + T (x - m), level^2 T T') with T = (S (S + level^2)^-1)^(1/2), begun with x; and through A with A+ A x."""
+    prior, eye, first = world(), torch.eye(D, dtype=torch.float64), torch.tensor([1.0, 1, 1, -1, -1, -1]).double()
+    values, vectors = torch.linalg.eigh(prior.covariance)
+    for level in (0.3, 3.0):
+        grid = {"name": "karras", "sigma_max": level}
+        method = built({"name": "sdedit", "solver": "heun", "steps": 60, "grid": grid})
+        T = vectors @ torch.diag((values / (values + level**2)).sqrt()) @ vectors.mT
+        for A, start in ((eye, first), (PAIRS, PAIRS.pinverse() @ PAIRS @ first)):
+            mean, covariance = moments(method, (A, A @ first, 0.0), prior)
+            torch.testing.assert_close(mean, MEAN + T @ (start - MEAN), rtol=0, atol=1e-3)
+            torch.testing.assert_close(covariance, level**2 * T @ T.mT, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("path", [Flow(), VP()], ids=repr)
 def test_any_path_has_the_same_posterior(path):
     """Of the same levels of sigma / alpha; and a flow begins below t1, where nothing of the data is seen."""
-    grid = {"name": "karras", "sigma_max": 60.0}
-    ours, theirs = (moments(EXACT | {"steps": 8, "grid": grid}, "pairs", world(p)) for p in (path, EDM(80.0)))
+    method = built(EXACT | {"steps": 8, "grid": {"name": "karras", "sigma_max": 60.0}})
+    ours, theirs = (moments(method, "pairs", world(p)) for p in (path, EDM(80.0)))
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=2e-2 if path.t1 == 1 else 1e-6, atol=2e-2)
 
 
 METHODS = {"exact": {"noise": 0.1}, "pigdm": {"noise": 0.1}, "ddnm": {}, "diffpir": {"noise": 0.1}}
-METHODS |= {"dps": {}, "ddrm": {"noise": 0.1}}
+METHODS |= {"dps": {}, "ddrm": {"noise": 0.1}, "sdedit": {}, "repaint": {"repeats": 1}}
 
 
 def restored(name, seeds, y=None, A=PAIRS, **changes):
@@ -157,8 +154,10 @@ def test_a_sample_alone_is_that_of_a_batch_and_knows_its_measurement(name):
         method = build("samplers.restore", {"name": name, "steps": 6, **METHODS[name]})
         times, noise = method.grid.times(EDM(80.0), 6), Noise((3, 4, 5))
         start = EDM(80.0).start(noise.normal("start", (D,)).double(), times[0])
-        plain = integrate(world(), start, times, method.solver, noise=noise)
+        plain = integrate(world(), start, times, getattr(method, "solver", Ancestral()), noise=noise)
         torch.testing.assert_close(free, plain, rtol=1e-9, atol=1e-9)
+    if name == "repaint":
+        assert (restored(name, (3, 4, 5), repeats=2, jump=2) - whole).abs().max() > 0.05
     if "noise" in METHODS[name] and name != "ddrm":  # and so does one whose noise is too large to say anything
         loud = restored(name, (3, 4, 5), noise=1e6)
         torch.testing.assert_close(loud, free, rtol=0, atol=2e-3 if name != "diffpir" else 1e-5)
@@ -172,6 +171,10 @@ def test_what_ddnm_restores_has_the_measurement():
 def test_what_cannot_be_is_one_line():
     with pytest.raises(UserError, match=r"DDNM: noise = 0.1; it takes measurements without noise"):
         build("samplers.restore", {"name": "ddnm", "noise": 0.1})
+    with pytest.raises(UserError, match=r"RePaint: noise = 0.1; it takes measurements without noise"):
+        build("samplers.restore", {"name": "repaint", "noise": 0.1})
+    with pytest.raises(UserError, match="is not linear: take dps"):
+        built({"name": "repaint"}).restore(world(), MEAN[None], Clip().on((D,)), (1, D), Noise((1,)))
     with pytest.raises(UserError, match="spread = 'noise' divides by it"):
         restored("dps", (1,), spread="noise")
 
