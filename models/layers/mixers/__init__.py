@@ -16,11 +16,11 @@ class Mixer(Protocol):
     multiple of them.
     """
 
-    def build(self, width: int, side: int) -> nn.Module:
+    def build(self, width: int, grid: tuple[int, int]) -> nn.Module:
         """Return a module with forward(h [B, T, width], rope=None) -> [B, T, width].
 
         Args:
             width: channels of a token.
-            side: of the grid of the T = side^2 tokens, which come row by row.
+            grid: rows and columns of the T = rows * columns tokens, which come row by row; a sequence is one row.
         """
         ...

@@ -29,9 +29,9 @@ class Attention:
     def __post_init__(self) -> None:
         check_fields(self, heads="[1, inf)", radius="[0, inf)")
 
-    def build(self, width: int, side: int) -> nn.Module:
-        """Return the module for tokens of a width on a grid of side x side."""
-        return Window(width, self.heads, side, self.radius) if self.radius else attention.Attention(width, self.heads)
+    def build(self, width: int, grid: tuple[int, int]) -> nn.Module:
+        """Return the module for tokens of a width on a grid."""
+        return Window(width, self.heads, grid, self.radius) if self.radius else attention.Attention(width, self.heads)
 
 
 class Window(attention.Attention):
@@ -39,15 +39,16 @@ class Window(attention.Attention):
 
     Args:
         width, heads: of the tokens and the attention.
-        side: of the grid.
+        grid: rows and columns.
         radius: of the square, tokens.
     """
 
     near: Tensor
 
-    def __init__(self, width: int, heads: int, side: int, radius: int):
+    def __init__(self, width: int, heads: int, grid: tuple[int, int], radius: int):
         super().__init__(width, heads)
-        row, column = torch.arange(side).repeat_interleave(side), torch.arange(side).repeat(side)
+        row, column = (torch.arange(count) for count in grid)
+        row, column = row.repeat_interleave(grid[1]), column.repeat(grid[0])
         apart = [(place[:, None] - place).abs() <= radius for place in (row, column)]
         self.register_buffer("near", apart[0] & apart[1], persistent=False)  # [T, T]
 

@@ -36,9 +36,9 @@ class Chimera:
     def __post_init__(self) -> None:
         check_fields(self, state="[1, inf)")
 
-    def build(self, width: int, side: int) -> nn.Module:
-        """Return the module for tokens of a width on a grid of side x side."""
-        return Both(functools.partial(ChimeraLayer, width, self.state, side), self.shared)
+    def build(self, width: int, grid: tuple[int, int]) -> nn.Module:
+        """Return the module for tokens of a width on a grid."""
+        return Both(functools.partial(ChimeraLayer, width, self.state, grid), self.shared)
 
 
 def scan(A1: Tensor, A2: Tensor, A3: Tensor, A4: Tensor, b1: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,12 +64,12 @@ class ChimeraLayer(nn.Module):
 
     Args:
         width, state: see Chimera.
-        side: of the grid.
+        grid: rows and columns.
     """
 
-    def __init__(self, width: int, state: int, side: int):
+    def __init__(self, width: int, state: int, grid: tuple[int, int]):
         super().__init__()
-        self.side, self.state = side, state
+        self.grid, self.state = grid, state
         self.in_proj = nn.Linear(width, 2 * width, bias=False)
         self.maps = nn.Linear(width, 4 * state, bias=False)  # B1, B2, C1, C2
         self.steps = nn.Linear(width, 2 * width)  # of both dimensions
@@ -84,7 +84,7 @@ class ChimeraLayer(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         u, z = self.in_proj(h).chunk(2, -1)
-        grid = u.unflatten(1, (self.side, self.side))  # [B, V, T, width]
+        grid = u.unflatten(1, self.grid)  # [B, V, T, width]
         B1, B2, C1, C2 = self.maps(grid)[..., None, :].chunk(4, -1)  # each [B, V, T, 1, N]
         parts = []
         for i, dt in enumerate(softplus(self.steps(grid)).chunk(2, -1)):

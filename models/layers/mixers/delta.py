@@ -33,7 +33,7 @@ class Delta:
     def __post_init__(self) -> None:
         check_fields(self, heads="[1, inf)")
 
-    def build(self, width: int, side: int) -> nn.Module:
+    def build(self, width: int, grid: tuple[int, int]) -> nn.Module:
         """Return the module for tokens of a width."""
         return Both(functools.partial(DeltaLayer, width, self.heads), self.shared)
 

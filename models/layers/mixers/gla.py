@@ -34,7 +34,7 @@ class GLA:
     def __post_init__(self) -> None:
         check_fields(self, heads="[1, inf)", expand_k="(0, 8]", gate_rank="[1, inf)")
 
-    def build(self, width: int, side: int) -> nn.Module:
+    def build(self, width: int, grid: tuple[int, int]) -> nn.Module:
         """Return the module for tokens of a width."""
         keys = self.heads * max(1, int(self.expand_k * width / self.heads))
         return Both(functools.partial(GLALayer, width, self.heads, keys, self.gate_rank), self.shared)

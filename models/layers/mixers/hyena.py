@@ -34,7 +34,7 @@ class Hyena:
     def __post_init__(self) -> None:
         check_fields(self, waves="[1, inf)", hidden="[1, inf)", short="[1, 31]")
 
-    def build(self, width: int, side: int) -> nn.Module:
+    def build(self, width: int, grid: tuple[int, int]) -> nn.Module:
         """Return the module for tokens of a width."""
         return HyenaLayer(width, self)
 

@@ -27,6 +27,6 @@ class Linear:
     def __post_init__(self) -> None:
         check_fields(self, heads="[1, inf)", gate_rank="[1, inf)")
 
-    def build(self, width: int, side: int) -> nn.Module:
+    def build(self, width: int, grid: tuple[int, int]) -> nn.Module:
         """Return the module for tokens of a width."""
         return LightNetMixer(width, self.heads, self.gate_rank)

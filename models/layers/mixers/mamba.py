@@ -27,7 +27,7 @@ class Mamba:
     def __post_init__(self) -> None:
         check_fields(self, state="[1, inf)", expand="[1, inf)")
 
-    def build(self, width: int, side: int) -> nn.Module:
+    def build(self, width: int, grid: tuple[int, int]) -> nn.Module:
         """Return the module for tokens of a width."""
         return _Mamba(width, state=self.state, expand=self.expand, bidirectional=True)
 

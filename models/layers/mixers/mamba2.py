@@ -37,7 +37,7 @@ class Mamba2:
     def __post_init__(self) -> None:
         check_fields(self, heads="[1, inf)", state="[1, inf)", conv="[1, 16]")
 
-    def build(self, width: int, side: int) -> nn.Module:
+    def build(self, width: int, grid: tuple[int, int]) -> nn.Module:
         """Return the module for tokens of a width."""
         return Both(functools.partial(Mamba2Layer, width, self.heads, self.state, self.conv), self.shared)
 

@@ -49,7 +49,7 @@ class MoM:
         if self.chosen > self.memories:
             raise UserError(f"MoM.chosen {self.chosen}; allowed: at most MoM.memories, {self.memories}")
 
-    def build(self, width: int, side: int) -> nn.Module:
+    def build(self, width: int, grid: tuple[int, int]) -> nn.Module:
         """Return the module for tokens of a width."""
         return Both(functools.partial(MoMLayer, width, self), self.shared)
 

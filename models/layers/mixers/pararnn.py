@@ -34,7 +34,7 @@ class ParaRNN:
     def __post_init__(self) -> None:
         check_fields(self, iterations="[1, inf)")
 
-    def build(self, width: int, side: int) -> nn.Module:
+    def build(self, width: int, grid: tuple[int, int]) -> nn.Module:
         """Return the module for tokens of a width."""
         return Both(functools.partial(ParaRNNLayer, width, self.iterations), self.shared)
 

@@ -38,7 +38,7 @@ class RNN:
     def __post_init__(self) -> None:
         check_fields(self, heads="[1, inf)")
 
-    def build(self, width: int, side: int) -> nn.Module:
+    def build(self, width: int, grid: tuple[int, int]) -> nn.Module:
         """Return the module for tokens of a width."""
         return Both(functools.partial(RNNLayer, width, self.heads, self.cell), self.shared)
 

@@ -28,7 +28,7 @@ class S4D:
         if self.state % 2:
             raise UserError(f"S4D.state is {self.state}; it counts conjugate pairs and must be even")
 
-    def build(self, width: int, side: int) -> nn.Module:
+    def build(self, width: int, grid: tuple[int, int]) -> nn.Module:
         """Return the module for tokens of a width."""
         return _S4D(width, state=self.state, bidirectional=True)
 

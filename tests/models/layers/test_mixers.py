@@ -1,34 +1,39 @@
 """The laws of mixers of tokens, over the whole folder, and each one against what it is a case of."""
 
+import itertools
 import json
 import math
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import gelu, glu, normalize
 
 from gen.config.errors import UserError
 from gen.config.spec import build, names, spec_of
+from gen.models.layers import attention
 from gen.models.layers.mixers.chimera import scan
 from gen.models.layers.mixers.delta import delta_rule
 from gen.models.layers.mixers.gla import GLALayer
-from gen.models.layers.mixers.hyena import Hyena
 from gen.models.layers.mixers.lib.directions import Both
+from gen.models.layers.mixers.lib.orders import Reordered, Sorted, scan_order
 from gen.models.layers.mixers.mom import MoM, MoMLayer, chosen
 from gen.models.layers.mixers.pararnn import derivative, solve, step
 from gen.models.layers.mixers.rnn import RNN, RNNLayer, slstm
+from gen.models.layers.mixers.routing import RoutingLayer, cluster_loss
+from gen.models.layers.ssm.s4 import dplr_dense, untruncated
 
 MIXERS = names("models.layers.mixers")
 OTHERS = [{"name": "attention", "radius": 1}, {"name": "rnn", "cell": "gru"}, {"name": "rnn", "cell": "slstm"}]
-OTHERS += [{"name": name, "shared": True} for name in ("mamba2", "gla", "delta", "rnn", "pararnn", "chimera")]
+OTHERS += [{"name": name, "shared": True} for name in ("mamba2", "gla", "delta", "rnn", "pararnn", "chimera", "s4")]
 ALL = [*({"name": name} for name in MIXERS), *OTHERS]
-SIDE = 4
+SIDE, ROUTED = 4, ("routing",)
 
 
 def made(spec, width=16, side=SIDE):
     """A mixer in float64, whose every part matters."""
     torch.manual_seed(0)
-    net = build("models.layers.mixers", spec).build(width, side).double()
+    net = build("models.layers.mixers", spec).build(width, (side, side)).double()
     with torch.no_grad():
         for weight in net.parameters():
             weight.add_(0.1 * torch.randn_like(weight))
@@ -62,6 +67,8 @@ def test_what_a_token_sees(spec):
         assert seen.tolist() == near
     elif spec["name"] == "chimera":  # the second state, and so the first, lags by one at each step down
         assert seen[[0, 1, 4, 5, 6, 9, 10, 15]].all() and not seen[[2, 3, 8, 12]].any()
+    elif spec["name"] in ROUTED:  # those that a router sends to the same place
+        assert seen[5] and seen.sum() > 1
     else:
         assert seen.all()
     if spec.get("shared"):
@@ -194,9 +201,79 @@ def test_hyena_is_a_direct_convolution():
     torch.testing.assert_close(layer(h)[0], expected, rtol=1e-11, atol=1e-11)
 
 
+def test_one_cluster_is_attention_and_two_kinds_of_tokens_are_two_attentions():
+    """The means descend the distance to their nearest vectors, and nothing but they feels it."""
+    torch.manual_seed(0)
+    plain, h = attention.Attention(16, 4).double(), tokens(2, 10)
+    one, two = RoutingLayer(16, 4, 1).double(), RoutingLayer(16, 4, 2).double()
+    for layer in (one, two):
+        layer.load_state_dict({**plain.state_dict(), "means": layer.means})
+    torch.testing.assert_close(one(h), plain(h), rtol=1e-12, atol=1e-12)
+    kinds = torch.tensor([0, 1, 1, 0, 1, 0, 0, 0, 1, 1])
+    with torch.no_grad():  # a bias of each head's q and k that is one of two directions: the token's first channel says
+        two.qkv.weight[:32, 0] = 30 * two.means[:, 0].repeat(2, 1).flatten()
+        two.means[:, 1] = -two.means[:, 0]
+        plain.qkv.weight[:] = two.qkv.weight
+    h[..., 0] = torch.where(kinds == 0, 1.0, -1.0).double()
+    out = two(h)
+    for kind in (0, 1):
+        torch.testing.assert_close(out[:, kinds == kind], plain(h[:, kinds == kind]), rtol=1e-11, atol=1e-11)
+    weights = torch.randn(out.shape, dtype=torch.float64)
+    with_loss = torch.autograd.grad((out * weights).sum(), tuple(two.parameters()))
+    q, k, _ = two.qkv(h).unflatten(-1, (3, 4, -1)).permute(2, 0, 3, 1, 4)
+    x = normalize(torch.cat([q, k], 2), dim=-1)
+    nearest = (x[..., None, :] - normalize(two.means, dim=-1)[:, None]).square().sum(-1).amin(-1).mean()
+    torch.testing.assert_close(nearest, cluster_loss(x, normalize(two.means, dim=-1)), rtol=1e-12, atol=1e-14)
+    alone = torch.autograd.grad(nearest, two.means)[0]
+    torch.testing.assert_close(dict(zip(dict(two.named_parameters()), with_loss, strict=True))["means"], alone)
+    assert layer(h[:, :3]).shape == (2, 3, 16)  # not a multiple of the clusters
+
+
+def test_s4_is_its_dense_recurrence_both_ways():
+    mixer, h = made({"name": "s4", "state": 4}), tokens(1, 16)
+
+    def outputs(layer, h):
+        A, P, B, C, dt = layer.system()
+        step, into = dplr_dense(A, P, B, dt)
+        out = untruncated(A, P, C, dt, 16)
+        x, ys = torch.zeros_like(into), []
+        for u in h[0]:
+            x = (step @ x[..., None])[..., 0] + into * u[:, None]
+            ys.append((out * x).sum(-1).real + layer.D * u)
+        return glu(layer.output_linear(gelu(torch.stack(ys))), -1)
+
+    expected = outputs(mixer.ahead, h) + outputs(mixer.back, h.flip(1)).flip(0)
+    torch.testing.assert_close(mixer(h)[0], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_orders_read_every_token_once_and_are_undone():
+    """Steps of zigzag and of Hilbert's curve are to a neighbour; a learned order follows tokens that are shuffled."""
+    for grid in ((4, 4), (3, 5), (1, 6)):
+        for order, block in itertools.product(("rows", "alternate", "zigzag", "hilbert"), range(4)):
+            read, shape = scan_order(order, grid, block)
+            read = torch.arange(math.prod(grid)) if read is None else read
+            assert math.prod(shape) == len(read) and sorted(read.tolist()) == list(range(len(read)))
+            if order == "zigzag" or (order == "hilbert" and grid == (4, 4)):
+                steps = torch.stack([read // grid[1], read % grid[1]]).diff().abs().sum(0)
+                assert (steps == 1).all()
+    h, mixer = tokens(), made("rnn")
+    read = torch.randperm(16)
+    torch.testing.assert_close(Reordered(mixer, read)(h)[:, read], mixer(h[:, read]))
+    by_score = Sorted(mixer, 16).double()
+    assert torch.equal(by_score(h)[:, read], by_score(h[:, read]))
+    order = by_score.score(h[0])[:, 0].argsort()
+    torch.testing.assert_close(by_score(h[:1])[:, order], mixer(h[:1, order]))
+    by_score(h).square().sum().backward()
+    assert by_score.score.weight.grad.abs().max() > 0
+    for order in ("zigzag", "hilbert", "learned"):
+        spec = {"name": "mixer", "mixer": "rnn", "order": order, "size": (4, 6), "width": 8, "depth": 3, "classes": 0}
+        net = build("models", spec).build()
+        assert net(torch.randn(2, 4, 4, 6), torch.rand(2), {}).shape == (2, 4, 4, 6)
+
+
 def test_wrong_sizes_are_one_line():
     with pytest.raises(UserError, match=r"Mixed\.width 10"):
         build("models", {"name": "mixer", "mixer": "gla", "width": 10, "size": 8})
     with pytest.raises(UserError, match=r"MoM\.chosen 5; allowed: at most MoM.memories, 4"):
         MoM(chosen=5)
-    assert isinstance(RNN().build(8, 2), Both) and Hyena().build(8, 2)(tokens(1, 4, 8).float()).shape == (1, 4, 8)
+    assert isinstance(RNN().build(8, (2, 2)), Both)
