@@ -20,7 +20,7 @@ from gen.training.distributed import full_tensor, meta_copy, shard, unshard
 from gen.training.shards import Shards, from_rows, rows_of
 from gen.training.state import enable
 from gen.training.trainer import train
-from tests.gen.training.test_processes import ADAPTERS, small, trainings, ways
+from tests.gen.training.test_processes import ADAPTERS, saved_again, small, trainings, ways
 from tests.models.test_families import FAMILIES, digits, inputs, random_net
 
 REFUSED = {
@@ -147,3 +147,12 @@ def everything():
         net.load_state_dict({k: from_rows(v[own_rows(own[k])], own[k]) for k, v in whole.items()})
         assert all(torch.equal(full_tensor(p), whole[k]) for k, p in net.state_dict().items())
     return {"worst": torch.stack(worst).max()}
+
+
+def topologies():
+    """Checkpoints saved again by these processes: HOW lists of each run what it starts from and a kind of processes."""
+    as_launched()
+    folder = Path(os.environ["FOLDER"])
+    for start, kind in (pair.split(":") for pair in os.environ["HOW"].split()):
+        saved_again(folder, start, kind)
+    return {"done": torch.tensor(True)}

@@ -192,6 +192,38 @@ def test_sharded_checkpoints_are_written_by_all_processes_and_a_damaged_one_is_p
         assert checkpoints.newest(two / "checkpoints") == middle
 
 
+TOPOLOGIES = {"replicated": {}, "gathered": {"shard": True}, "parts": {"shard": True, "checkpoints": "sharded"}}
+
+
+def saved_again(folder, start, kind):
+    """Resume a run where it ends: its checkpoint is written anew, by other processes."""
+    changes = {"optim": {"name": "adamw", "lr": 1e-3}, "steps": 2, "save_every": 0, "sample_every": 0}
+    resume = next((folder / start / "checkpoints").iterdir()) if start else "never"
+    train(small(**changes, **TOPOLOGIES[kind]), folder / f"{start}-{kind}", resume=str(resume), quiet=True)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_any_topology_is_restored_by_any_other_to_the_bit(tmp_path):
+    """Weights, averages and the optimiser's state, of 1, 2 and 4 processes that are replicated or sharded."""
+    saved_again(tmp_path, "", "replicated")
+    of_four, of_two = "-replicated-parts", "-replicated-parts-parts"
+    for count, how in (
+        (4, "-replicated:parts"),
+        (2, f"-replicated:replicated {of_four}:parts {of_four}:gathered"),
+        (4, f"{of_two}:parts {of_two}:replicated"),
+    ):
+        spread("tests.gen.parts:topologies", count, tmp_path / f".{count}{len(how)}", FOLDER=str(tmp_path), HOW=how)
+    saved_again(tmp_path, f"{of_two}-parts", "replicated")  # in one process
+    folders = [path / "checkpoints/step-0000002" for path in tmp_path.glob("-*")]
+    infos = [checkpoints.read(folder) for folder in folders]
+    assert sorted(len(checkpoints.files_of(info, "net.safetensors")) for info in infos) == [1, 1, 1, 1, 1, 2, 4, 4]
+    assert all(info["optim"] == infos[0]["optim"] for info in infos)
+    for name in checkpoints.file_names(infos[0]):
+        first, *others = map(checkpoints.read_tensors, folders, [name] * len(folders), infos)
+        assert all(other.keys() == first.keys() for other in others)
+        assert all(torch.equal(other[key], value) for other in others for key, value in first.items())
+
+
 @pytest.mark.slow
 def test_a_sharded_checkpoint_is_there_once_all_shards_are(tmp_path):
     for rank in spread("tests.gen.parts:interrupted", 2, tmp_path / "ranks", FOLDER=str(tmp_path / "run")):
