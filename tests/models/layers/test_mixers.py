@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import gelu, glu, normalize
+from torch.nn.functional import gelu, glu, normalize, silu
 
 from gen.config.errors import UserError
 from gen.config.spec import build, names, spec_of
@@ -21,13 +21,17 @@ from gen.models.layers.mixers.mom import MoM, MoMLayer, chosen
 from gen.models.layers.mixers.pararnn import derivative, solve, step
 from gen.models.layers.mixers.rnn import RNN, RNNLayer, slstm
 from gen.models.layers.mixers.routing import RoutingLayer, cluster_loss
+from gen.models.layers.mixers.titans import memorise, recall
 from gen.models.layers.ssm.s4 import dplr_dense, untruncated
 
 MIXERS = names("models.layers.mixers")
 OTHERS = [{"name": "attention", "radius": 1}, {"name": "rnn", "cell": "gru"}, {"name": "rnn", "cell": "slstm"}]
-OTHERS += [{"name": name, "shared": True} for name in ("mamba2", "gla", "delta", "rnn", "pararnn", "chimera", "s4")]
+OTHERS += [
+    {"name": name, "shared": True} for name in ("mamba2", "gla", "delta", "rnn", "pararnn", "chimera", "s4", "titans")
+]
+OTHERS += [{"name": "titans", "layers": 1, "chunk": 3}, {"name": "hiss", "chunk": 2, "low": "s4d", "high": "linear"}]
 ALL = [*({"name": name} for name in MIXERS), *OTHERS]
-SIDE, ROUTED = 4, ("routing",)
+SIDE, ROUTED = 4, ("routing", "seqboat")
 
 
 def made(spec, width=16, side=SIDE):
@@ -246,6 +250,72 @@ def test_s4_is_its_dense_recurrence_both_ways():
     torch.testing.assert_close(mixer(h)[0], expected, rtol=1e-10, atol=1e-10)
 
 
+def test_a_memory_that_learns_is_gradient_descent_and_with_one_matrix_the_delta_rule():
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 8, 2, 3, generator=g, dtype=torch.float64) for _ in range(3))
+    a, e, r = (0.1 + 0.5 * torch.rand(2, 8, 2, generator=g, dtype=torch.float64) for _ in range(3))
+    zero = [torch.zeros(2, 3, 3, dtype=torch.float64)]
+    expected = delta_rule(q, k, (1 - a)[..., None] * v, 1 - a, r / (1 - a))
+    torch.testing.assert_close(memorise(zero, q, k, v, a, 0 * e, r, 1), expected, rtol=1e-12, atol=1e-13)
+    start = [torch.randn(2, *shape, generator=g, dtype=torch.float64) for shape in ((5, 3), (4, 5), (3, 4))]
+    for chunk in (1, 3):
+        ours = memorise(start, q, k, v, a, e, r, chunk)
+        for b, head in itertools.product(range(2), range(2)):
+            memory = first = [weight[head].clone() for weight in start]
+            speed = [torch.zeros_like(weight) for weight in memory]
+            for t in range(8):
+                first = memory if t % chunk == 0 else first
+                leaves = [weight.detach().requires_grad_() for weight in first]
+                loss = (recall(leaves, k[b, t, head]) - v[b, t, head]).square().sum() / 2
+                slopes = torch.autograd.grad(loss, leaves)
+                speed = [e[b, t, head] * s - r[b, t, head] * slope for s, slope in zip(speed, slopes, strict=True)]
+                memory = [(1 - a[b, t, head]) * weight + s for weight, s in zip(memory, speed, strict=True)]
+                torch.testing.assert_close(ours[b, t, head], recall(memory, q[b, t, head]), rtol=1e-11, atol=1e-11)
+
+
+def test_two_levels_are_chunks_alone_and_their_means():
+    mixer, h = made({"name": "hiss", "chunk": 4, "low": "rnn", "high": "gla"}), tokens()
+    parts = [mixer.low(part) for part in h.split(4, 1)]
+    above = mixer.up(mixer.high(torch.stack([part.mean(1) for part in parts], 1)))
+    expected = torch.cat([part + above[:, i, None] for i, part in enumerate(parts)], 1)
+    torch.testing.assert_close(mixer(h), expected, rtol=1e-12, atol=1e-12)
+    torch.nn.init.zeros_(mixer.up.weight)
+    moved = h.clone()
+    moved[:, 5] += 1
+    assert torch.equal((mixer(moved) != mixer(h)).any(-1).any(0), torch.arange(16) // 4 == 1)
+
+
+def test_tokens_awake_attend_to_each_other_where_they_lie():
+    """As a mask of all tokens; all awake it is gated attention, and none it is a map of moving averages."""
+    for window in (0, 1):
+        layer, h = made({"name": "seqboat", "window": window}), tokens(3)
+        m = silu(layer.averages(h))
+        p = layer.router(m).softmax(-1)[..., 1]
+        awake = p > 0.5
+        assert 0 < awake.sum() < awake.numel()
+        z, r, v = silu(layer.zrv(m)).split([16, 16, 16], -1)
+        q, k = z * layer.scale[0] + layer.shift[0], z * layer.scale[1] + layer.shift[1]
+        rank = awake.cumsum(1)
+        near = (rank[:, :, None] - rank[:, None]).abs() <= (window or 16)
+        scores = (q @ k.mT / 4).masked_fill(~(awake[:, None] & near), -torch.inf)
+        shares = scores.softmax(-1).nan_to_num() * (p * awake)[..., None]  # a token asleep may see none
+        expected = layer.plain(m) + shares @ v * r @ layer.o_proj.weight.T + layer.o_proj.bias * (p * awake)[..., None]
+        torch.testing.assert_close(layer(h), expected, rtol=1e-11, atol=1e-11)
+        torch.nn.init.zeros_(layer.router.weight)
+        layer.router.bias.data = torch.tensor([0.0, -1.0]).double()
+        torch.testing.assert_close(layer(h), layer.plain(m))
+    future = layer.averages.kernels(16)[1]
+    p, lose = layer.averages.take[0, :, :, None].sigmoid(), layer.averages.lose[0, :, :, None].sigmoid()
+    state, outs = torch.zeros(16, 2, 1).double(), []
+    for token in h[0]:
+        state = (1 - p * lose) * state + p * layer.averages.into[0, :, :, None] * token[:, None, None]
+        outs.append((state * layer.averages.out[0, :, :, None]).sum((1, 2)) / 2**0.5)
+    expected = torch.stack(outs) + layer.averages.skip * h[0]
+    for t, s in itertools.combinations(range(16), 2):
+        expected[t] += future[:, s - t - 1] * h[0, s]
+    torch.testing.assert_close(layer.averages(h[:1])[0], expected, rtol=1e-11, atol=1e-11)
+
+
 def test_orders_read_every_token_once_and_are_undone():
     """Steps of zigzag and of Hilbert's curve are to a neighbour; a learned order follows tokens that are shuffled."""
     for grid in ((4, 4), (3, 5), (1, 6)):
@@ -276,4 +346,6 @@ def test_wrong_sizes_are_one_line():
         build("models", {"name": "mixer", "mixer": "gla", "width": 10, "size": 8})
     with pytest.raises(UserError, match=r"MoM\.chosen 5; allowed: at most MoM.memories, 4"):
         MoM(chosen=5)
+    with pytest.raises(UserError, match=r"HiSS\.chunk 3; allowed: a divisor of the number of tokens, 16"):
+        build("models.layers.mixers", {"name": "hiss", "chunk": 3}).build(8, (4, 4))
     assert isinstance(RNN().build(8, (2, 2)), Both)
