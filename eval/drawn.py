@@ -18,11 +18,11 @@ from gen.data.lib.tensors import content_hash
 from gen.diffusion.denoiser import Denoiser
 from gen.eval.captions import SampleCaptions
 from gen.eval.extraction import code_digest
-from gen.eval.held_out_pairs import HeldOutPairs
 from gen.eval.image_sets import Images
 from gen.eval.provenance import machine, sampler_spec, short
 from gen.pipeline import Pipeline
 from gen.samples import Samples
+from gen.training.held_out_pairs import HeldOutPairs
 
 __all__ = ["Decoder", "DrawnImages"]
 

@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from gen.config.errors import UserError, nearest
 from gen.config.images import to_uint8
@@ -24,6 +23,7 @@ from gen.eval.provenance import device_of
 from gen.eval.record import FloorInfo, Measurement, Neighbours, PerClass, Restored, Speed
 from gen.eval.reference import Reference, measure, measure_together
 from gen.eval.throughput import InterleavedTiming, Throughput
+from gen.restoration import side_by_side
 
 __all__ = [
     "all_measurements",
@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-PICTURES, SHOWN, WHITE = 6, 3, 64  # restored ones that are drawn, samples of each, and the deviation that is white
+PICTURES = 6  # restored ones that are drawn
 
 
 def spare(name: str, make: Callable[[], T]) -> T | None:
@@ -212,19 +212,13 @@ def restored(samples: Rows, each: int) -> Restored | None:
     images, targets = (samples.rows(name) if samples.has(name) else None for name in ("images", "targets"))
     if images is None or targets is None:
         return None
-    shown, n = min(each, SHOWN), min(len(samples) // each, PICTURES)
-    columns = images[: n * each].unflatten(0, (n, each))  # [n, each, C, H, W]
-    rows = [targets[: n * each : each][:, None], columns[:, :shown]]
-    words = ["truth", *(["a sample"] if each == 1 else [f"sample {k + 1}" for k in range(shown)])]
+    n = min(len(samples) // each, PICTURES)
+    x, truth = (rows[: n * each].float().unflatten(0, (n, each)) / 127.5 - 1 for rows in (images, targets))
     low = samples.rows("measured") if samples.has("measured") else None
-    if low is not None and low.ndim == 4 and low.shape[1] == images.shape[1]:
-        seen = interpolate(to_uint8(low[: n * each : each]).float(), images.shape[2:], mode="nearest")
-        rows, words = [seen.byte()[:, None], *rows], ["degraded", *words]
-    if each > 1:
-        spread = columns.double().std(1, keepdim=True) * (255 / WHITE)
-        rows, words = [*rows, spread.clamp(max=255).byte()], [*words, f"deviation of {each}, {WHITE:g} being white"]
-    stacked = torch.cat(rows, 1).permute(0, 2, 1, 3, 4).flatten(2, 3)  # [n, C, rows H, W]
-    return Restored(strip(stacked, len(words)), tuple(words))
+    seen = low[: n * each : each] if low is not None and low.ndim == 4 and low.shape[1] == images.shape[1] else None
+    rows, words = side_by_side(x, seen, truth[:, 0])
+    stacked = to_uint8(rows).permute(0, 2, 1, 3, 4).flatten(2, 3)  # [n, C, rows H, W]
+    return Restored(strip(stacked, len(words)), words)
 
 
 def floor_of(reference: Reference) -> FloorInfo | None:

@@ -19,7 +19,6 @@ from gen.data.lib.learned import learned_data
 from gen.eval.captions import captions_of
 from gen.eval.drawn import Decoder, DrawnImages
 from gen.eval.extraction import Extraction, Rows
-from gen.eval.held_out_pairs import held_out_pairs
 from gen.eval.image_sets import Images, TensorImages, chosen, chosen_rows, is_run, open_images
 from gen.eval.metrics import NEEDS, Metric
 from gen.eval.provenance import sampler_spec
@@ -27,6 +26,7 @@ from gen.eval.record import SamplesInfo
 from gen.eval.reference import Reference
 from gen.pipeline import Pipeline, load_images
 from gen.samples import Samples
+from gen.training.held_out_pairs import held_out_pairs
 
 __all__ = [
     "SAMPLER",

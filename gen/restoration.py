@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from gen.config.errors import UserError
-from gen.config.spec import build
+from gen.config.spec import build, name_of
 from gen.diffusion.composition import compose
 from gen.diffusion.denoiser import CountingDenoiser, DenoiserLike
 from gen.diffusion.noise import Noise, sample_seeds
@@ -19,7 +20,9 @@ from gen.samples import Samples
 if TYPE_CHECKING:
     from gen.pipeline import Pipeline
 
-__all__ = ["restore"]
+__all__ = ["restore", "side_by_side"]
+
+WHITE = 0.5  # the deviation that is drawn white, of pictures in [-1, 1]
 
 
 @torch.no_grad()
@@ -59,7 +62,8 @@ def restore(
     rule = build("samplers.restore", method)
     if noise is not None:
         if not hasattr(rule, "noise"):
-            raise UserError(f"restore: {type(rule).__name__} has no field noise, and {noise} is given")
+            name, own = name_of(type(rule)), ", ".join(field.name for field in fields(rule))
+            raise UserError(f"restore: the method {name} takes no noise = {noise}: leave it out; its fields are {own}")
         rule = replace(rule, noise=noise)
     if y.ndim != 1 + len(on.measured) or tuple(y.shape[1:]) != tuple(on.measured):
         raise UserError(
@@ -84,6 +88,29 @@ def restore(
     return Samples(
         torch.cat(images), labels, evaluations / n, time.perf_counter() - began, no_pictures=pipeline.no_pictures
     )
+
+
+def side_by_side(
+    samples: Tensor, seen: Tensor | None = None, truth: Tensor | None = None
+) -> tuple[Tensor, tuple[str, ...]]:
+    """Return rows of pictures in [-1, 1], [n, columns, C, H, W], and what the columns are.
+
+    Args:
+        samples: [n, each, C, H, W].
+        seen: what they restore, [n, C, h, w], which is enlarged; None where it is no picture.
+        truth: what they should be, [n, C, H, W]; None where it is not known.
+    """
+    each = samples.shape[1]
+    columns, words = [samples], ["sample"] if each == 1 else [f"sample {k + 1}" for k in range(each)]
+    if seen is not None:
+        seen = interpolate(seen.to(samples), samples.shape[3:], mode="nearest")
+        columns, words = [seen[:, None], *columns], ["degraded", *words]
+    if each > 1:
+        columns.append(samples.std(1, keepdim=True) * (2 / WHITE) - 1)
+        words.append(f"deviation, {WHITE / 2:g} of the range being white")
+    if truth is not None:
+        columns, words = [*columns, truth[:, None]], [*words, "truth"]
+    return torch.cat(columns, 1), tuple(words)
 
 
 def _guided(

@@ -49,10 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    import torch
 
     from gen.config.spec import build
     from gen.pipeline import load_images
+    from gen.restoration import side_by_side
 
     if args.out.exists() and args.out.suffix != ".png":
         raise UserError(f"{args.out} exists: give a new folder, or a file.png")
@@ -69,12 +69,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed, batch_size=args.batch_size,
     )  # fmt: skip
     samples = made.x.unflatten(0, (len(y), args.each))  # [n, each, C, H, W]
-    columns = [_seen(operator, y, samples)[:, None], samples]
-    if args.each > 1:
-        columns.append(samples.std(1, keepdim=True) * 4 - 1)  # a deviation of 0.5 is white
-    if truth is not None:
-        columns.append(truth[:, None])
-    _write(torch.cat(columns, 1), samples, args.out)
+    _write(side_by_side(samples, _seen(operator, y, samples), truth)[0], samples, args.out)
     _report(samples, truth, y, operator, noise, made.nfe)
     print(args.out)
     return 0
@@ -120,10 +115,10 @@ def _label(text: str | None) -> Any:
     return int(text) if text is not None and text.isdigit() else text
 
 
-def _seen(operator: Operator, y: Tensor, samples: Tensor) -> Tensor:
-    """Return what was measured as pictures: the smallest that fit."""
+def _seen(operator: Operator, y: Tensor, samples: Tensor) -> Tensor | None:
+    """Return what was measured as pictures, the smallest that fit; None where that is none."""
     found = operator.pinv(y) if operator.linear else y
-    return found if found.shape[1:] == samples.shape[2:] else samples.new_zeros(len(y), *samples.shape[2:])
+    return found if found.ndim == 4 and found.shape[1] == samples.shape[2] else None
 
 
 def _write(rows: Tensor, samples: Tensor, out: Path) -> None:

@@ -257,8 +257,8 @@ class _Drawing:
 def _drawing(args: argparse.Namespace, pipeline: Pipeline) -> _Drawing:
     from gen.data.lib.prompts import prompts_of
     from gen.eval.drawn import Decoder
-    from gen.eval.held_out_pairs import held_out_pairs
     from gen.eval.opening import own_data
+    from gen.training.held_out_pairs import held_out_pairs
 
     given = [f"--{key}" for key in ("labels", "prompt", "prompts") if getattr(args, key) is not None]
     if len(given) > 1:

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
+from gen.config.images import contact_sheet, to_uint8
 from gen.config.writing import replacing, write_text
 from gen.data import DataSet, DataSource
 from gen.data.lib.learned import learned_data, no_pictures
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.net import members
+from gen.restoration import side_by_side
 from gen.text.decoding import Decoding
 from gen.text.pipeline import TextPipeline
 from gen.training.buckets import shape_of_items
+from gen.training.held_out_pairs import HeldOutPairs
 from gen.training.run import Run, run_spec
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from gen.pipeline import Pipeline
 
 __all__ = ["preview", "why_none"]
 
 SAMPLES = 60
 PROMPTS = 8
+RESTORED, EACH = 12, 3  # pictures, and samples of each
 
 
 def why_none(run: Run, data: DataSet, folder: Path) -> str:
@@ -62,11 +72,24 @@ def preview(run: Run, net: nn.Module, data: DataSet, file: Path, device: torch.d
     shape, classes = shape_of_items(run.data, data), run.data.classes
     f = Denoiser(net, run.path, run.parameterisation)
     pipeline = Pipeline(f, shape, classes, run.sampler, device=device, info={"run": run_spec(run)})
-    cond = _conditions(net, data, SAMPLES)
-    samples = pipeline.sample(SAMPLES, cond, batch_size=run.micro_batch_size or run.batch_size)
+    batch_size, zoom = run.micro_batch_size or run.batch_size, max(1, 32 // shape[-1])
+    if "low" in members(net).conditions:
+        sheet = _restored(pipeline, data, run.objective, batch_size, zoom)
+    else:
+        cond = _conditions(net, data, SAMPLES)
+        sheet = pipeline.sample(SAMPLES, cond, batch_size=batch_size).sheet(columns=10, zoom=zoom)
     with replacing(file.with_suffix(".png")) as partial:
-        samples.sheet(columns=10, zoom=max(1, 32 // shape[-1])).save(partial)
+        sheet.save(partial)
     return file.with_suffix(".png")
+
+
+def _restored(pipeline: Pipeline, data: DataSet, objective: object, batch_size: int, zoom: int) -> Image:
+    """Return a sheet with a row for each of some pictures: degraded, samples, their deviation, truth."""
+    spread: Any = Subset(cast(Any, data), [i * len(data) // RESTORED for i in range(RESTORED)])
+    cond, truth = HeldOutPairs(spread, objective, EACH).rows(0, RESTORED * EACH)
+    x = pipeline.sample(RESTORED * EACH, cond, batch_size=batch_size).x.unflatten(0, (RESTORED, EACH))
+    rows, words = side_by_side(x, cond["low"][::EACH], truth[::EACH])
+    return contact_sheet(to_uint8(rows.flatten(0, 1)), len(words), zoom)
 
 
 def _conditions(net: Any, data: DataSet, n: int) -> dict[str, Tensor] | None:
