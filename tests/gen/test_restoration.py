@@ -37,13 +37,13 @@ def model(tmp_path_factory):
 Y = torch.linspace(-1, 1, 3 * 16).reshape(3, 1, 4, 4)
 
 
-OWN = {"repaint": {"repeats": 1}}  # of methods, beside steps
-NOISELESS = {"ddnm", "sdedit", "repaint"}
+OWN = {"repaint": {"repeats": 1}, "pnp_flow": {"draws": 1}}  # of methods, beside steps
+UNTOLD = {"ddnm", "repaint", "sdedit", "flow_dps", "pnp_flow", "red_diff"}  # of the noise
 
 
-@pytest.mark.parametrize("method", ["ddnm", "pigdm", "exact", "dps", "diffpir", "ddrm", "sdedit", "repaint"])
+@pytest.mark.parametrize("method", sorted({"pigdm", "exact", "dps", "diffpir", "ddrm", *UNTOLD}))
 def test_every_method_restores_with_a_network(model, method):
-    noise = None if method in NOISELESS else 0.1
+    noise = None if method in UNTOLD else 0.1
     spec = {"name": method, "steps": 4, **OWN.get(method, {})}
     made = model.restore(Y, "pool", spec, noise=noise, seed=2)
     assert made.x.shape == (3, 1, 8, 8) and made.x.isfinite().all() and made.nfe == 4
@@ -65,6 +65,8 @@ def test_samples_of_one_measurement_differ_and_agree_with_it(model):
     )
     assert guided.nfe == 8
     again = {"name": "repaint", "steps": 4, "jump": 2, "repeats": 3}  # 4 steps, and twice the 2 before the last
+    loops = model.restore(Y, "pool", {"name": "d_flow", "steps": 1, "iterations": 2})
+    assert loops.x.isfinite().all() and loops.nfe >= 2 * 4  # midpoint, and a loop before, in and after the iterations
     assert model.restore(Y, "pool", again, cond=1, guide={"name": "cfg", "scale": 3}).nfe == 2 * (4 + 2 * 2)
 
 

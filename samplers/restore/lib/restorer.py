@@ -12,7 +12,7 @@ from gen.diffusion.noise import Noise
 from gen.diffusion.path import NoisePath
 from gen.operators.lib.operator import Operator
 
-__all__ = ["Restorer", "level"]
+__all__ = ["Restorer", "descended", "flow_time", "level", "unit_rate"]
 
 
 class Restorer(Protocol):
@@ -58,3 +58,39 @@ def level(path: NoisePath, t: Tensor) -> float:
         t: a time, 0-d.
     """
     return float(path.sigma(t) / path.alpha(t))
+
+
+def flow_time(path: NoisePath, t: Tensor) -> float:
+    """Return sigma / (alpha + sigma): the time of the flow path with the same level of noise, in [0, 1].
+
+    Args:
+        path: of the noise.
+        t: a time, 0-d.
+    """
+    alpha, sigma = float(path.alpha(t)), float(path.sigma(t))
+    return sigma / (alpha + sigma)
+
+
+def descended(operator: Operator, x: Tensor, y: Tensor, rate: float, steps: int = 1) -> Tensor:
+    """Return x after steps of gradient descent on |y - A x|^2 / 2, [B, ...].
+
+    Args:
+        operator: of one sample.
+        x: [B, ...].
+        y: [B, *measured].
+        rate: of a step.
+        steps: how many.
+    """
+    for _ in range(steps):
+        x = x + rate * operator.vjp(x, y - operator.A(x))
+    return x
+
+
+def unit_rate(operator: Operator) -> float:
+    """Return 1 / |A|^2, below twice of which gradient descent on |y - A x|^2 / 2 converges; 1 for what is not linear.
+
+    Args:
+        operator: of one sample.
+    """
+    size = operator.norm() if operator.linear else 1.0
+    return 1 / size**2 if size else 1.0
