@@ -12,9 +12,11 @@ from torch.nn.functional import interpolate
 
 from gen.config.errors import UserError
 from gen.config.spec import build, name_of
+from gen.data.lib.learned import latent_scale
 from gen.diffusion.composition import compose
 from gen.diffusion.denoiser import CountingDenoiser, DenoiserLike
 from gen.diffusion.noise import Noise, sample_seeds
+from gen.operators.lib.decoded import Decoded
 from gen.samples import Samples
 
 if TYPE_CHECKING:
@@ -38,11 +40,12 @@ def restore(
     each: int = 1,
     seed: int = 0,
     batch_size: int = 250,
+    autoencoder: object = None,
 ) -> Samples:
     """Return samples x of a model that agree with measurements y = A x + noise.
 
     Args:
-        pipeline: the model; one of latents has an operator on latents.
+        pipeline: the model.
         y: [n, *measured].
         operator: A, a name or a spec of gen.operators, an object with `on`, or an Operator of the model's shape.
         method: a name or a spec of gen.samplers.restore, or an object.
@@ -52,13 +55,15 @@ def restore(
         each: samples of each measurement, one after another.
         seed: as of Pipeline.sample.
         batch_size: samples at a time; a method that ties rows takes all.
+        autoencoder: of a model of latents: y = A decode(z), and samples are pictures; as of Pipeline.decoded, or the
+            pipeline's own `decoder`. Methods that need more of A than its derivative refuse it. None for A of x itself.
 
     Raises:
         UserError: for measurements of another shape, and for what operator, method or model refuse.
     """
     shape = tuple(pipeline.state_shape)
-    given = build("operators", operator)
-    on = given if hasattr(given, "measured") else given.on(shape)
+    coder = None if autoencoder is None else _coder(pipeline, autoencoder)
+    on = _operator(pipeline, operator, coder)
     rule = build("samplers.restore", method)
     if noise is not None:
         if not hasattr(rule, "noise"):
@@ -85,9 +90,27 @@ def restore(
         x = rule.restore(f, known, on, (len(known), *shape), Noise(tuple(seeds[rows])), part)
         images.append(x.float().cpu())
         evaluations += sum(counter.rows for counter in counted)
-    return Samples(
-        torch.cat(images), labels, evaluations / n, time.perf_counter() - began, no_pictures=pipeline.no_pictures
-    )
+    seconds = time.perf_counter() - began
+    made = Samples(torch.cat(images), labels, evaluations / n, seconds, no_pictures=pipeline.no_pictures)
+    return made if coder is None else pipeline.decoded(made, coder)
+
+
+def _coder(pipeline: Pipeline, autoencoder: Any) -> Any:
+    """Return what decodes a model's latents."""
+    return autoencoder if hasattr(autoencoder, "decode") else pipeline.coder(autoencoder)
+
+
+def _operator(pipeline: Pipeline, operator: object, coder: Any) -> Any:
+    """Return the operator on a model's samples, or on their pictures."""
+    given: Any = build("operators", operator)
+    shape = tuple(pipeline.state_shape)
+    if coder is None:
+        return given if hasattr(given, "measured") else given.on(shape)
+    like = torch.zeros(1, device=pipeline.device)
+    if coder is pipeline.decoder:
+        return Decoded(shape, getattr(coder, "decode_with_gradient", coder.decode), given, like)
+    scale, shift = (part.to(like) for part in latent_scale(pipeline.info, pipeline.folder))
+    return Decoded(shape, lambda z: coder.decode(z / scale + shift), given, like)
 
 
 def side_by_side(

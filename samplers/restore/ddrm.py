@@ -59,7 +59,8 @@ class DDRM(Restorer):
         cond: Cond | None = None,
     ) -> Tensor:
         if (svd := operator.svd()) is None:
-            raise UserError(f"ddrm needs a singular value decomposition, and {operator!r} has none: take pigdm")
+            other = "pigdm" if operator.linear else "dps"
+            raise UserError(f"ddrm needs a singular value decomposition, and {operator!r} has none: take {other}")
         path, times = denoise.path, self.grid.times(denoise.path, self.steps)
         s_i = svd.s.to(y)
         seen = s_i > 0

@@ -107,7 +107,7 @@ class RedPSM(Restorer):
                 loss = (operator.A(film) - y).square().mean() + self.beta / 2 * (film - near).square().mean()
                 loss = loss + self.decay * ((basis @ factors[1]).square().mean() + factors[0].square().mean())
                 optimiser.zero_grad()
-                loss.backward()
+                loss.backward(inputs=factors)
             optimiser.step()
         return product().detach()
 

@@ -20,8 +20,9 @@ from gen.models.interop.pipelines.controls import controls_of, residuals
 from gen.models.interop.pipelines.families import networks_of
 from gen.models.interop.pipelines.listening import Heard
 
-__all__ = ["decode_latents", "encode_images", "mask_latents"]
+__all__ = ["Rule", "autoencoder_rule", "decode_by_rule", "decode_latents", "encode_images", "mask_latents"]
 
+Rule = tuple[Tensor, Tensor, Tensor]  # index, scale and shift, see `autoencoder_rule`
 BASE = 16  # of the digits by which positions are recognised; exact in bfloat16 too
 
 
@@ -74,7 +75,7 @@ def encode_images(heard: Heard, images: Tensor) -> Tensor:
     pipe = heard.pipe
     if getattr(pipe.vae.config, "timestep_conditioning", False):
         raise UserError(f"{type(pipe).__name__} adds noise to latents before it decodes them: no pictures have them")
-    index, scale, shift = _rule(heard)
+    index, scale, shift = autoencoder_rule(heard)
     pixels = images.to(next(pipe.vae.parameters()))
     if shift.ndim == 5:  # [n, 3, frames, H, W]
         pixels = pixels[:, :, None] if pixels.ndim == 4 else pixels.transpose(1, 2)
@@ -99,7 +100,7 @@ def mask_latents(heard: Heard, mask: Tensor) -> Tensor:
     Returns:
         [n, ...], each of the shape of heard.latents.
     """
-    index, _, shift = _rule(heard)
+    index, _, shift = autoencoder_rule(heard)
     small = functional.interpolate(mask.float(), size=shift.shape[-2:], mode="area").to(index.device)
     if shift.ndim == 5:
         small = small[:, :, None]
@@ -108,10 +109,31 @@ def mask_latents(heard: Heard, mask: Tensor) -> Tensor:
     return latents.reshape(len(mask), *heard.latents.shape[1:])
 
 
-def _rule(heard: Heard) -> tuple[Tensor, Tensor, Tensor]:
+def decode_by_rule(heard: Heard, rule: Rule, latents: Tensor) -> Tensor:
+    """Return the pictures of latents by the autoencoder alone, differentiable and not clamped, [n, 3, H, W].
+
+    Args:
+        heard: of the pipeline.
+        rule: its `autoencoder_rule`.
+        latents: [n, ...], each of the shape of heard.latents.
+
+    Returns:
+        Of videos [n, 3, frames, H, W].
+    """
+    index, scale, shift = rule
+    z = latents.flatten(1)[:, index].reshape(len(latents), *shift.shape[1:]) * scale + shift
+    out = heard.pipe.vae.decode(z.to(next(heard.pipe.vae.parameters())), return_dict=False)[0].to(latents.dtype)
+    return out[:, :, 0] if out.ndim == 5 and out.shape[2] == 1 else out
+
+
+@torch.no_grad()
+def autoencoder_rule(heard: Heard) -> Rule:
     """Return how the autoencoder's input z comes from latents: z = scale * latents.flatten()[index] + shift.
 
     Position, scale and shift of each number are seen by latents of which every number is known.
+
+    Args:
+        heard: of the pipeline.
 
     Returns:
         index: [numbers] of the flattened latents of one sample.

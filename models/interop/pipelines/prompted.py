@@ -30,7 +30,14 @@ from gen.models.interop.pipelines.conditions import PromptConditions, joined
 from gen.models.interop.pipelines.families import Family, family_given, networks_of
 from gen.models.interop.pipelines.given import dtype_of, opened, picture_files, pictures_of, same_draws, texts_of
 from gen.models.interop.pipelines.hooks import SiteHooks
-from gen.models.interop.pipelines.latents import decode_latents, encode_images, mask_latents
+from gen.models.interop.pipelines.latents import (
+    Rule,
+    autoencoder_rule,
+    decode_by_rule,
+    decode_latents,
+    encode_images,
+    mask_latents,
+)
 from gen.models.interop.pipelines.listening import NULL, Heard, encode, listen
 from gen.models.interop.pipelines.network import PipelineNet, denoiser_of
 from gen.models.interop.pipelines.opening import open_pipeline
@@ -66,6 +73,15 @@ class OwnDecoder:
         """Return the pictures [B, 3, H, W] or films [B, 3, T, H, W] of latents [B, ...], float32."""
         x = decode_latents(self.heard, z.to(self.heard.latents.dtype)).float()
         return x if x.ndim == 4 else x.transpose(1, 2)
+
+    @cached_property
+    def rule(self) -> Rule:
+        """How the autoencoder's input comes from latents."""
+        return autoencoder_rule(self.heard)
+
+    def decode_with_gradient(self, z: Tensor) -> Tensor:
+        """Return as `decode` pictures or films that are not clamped, by the autoencoder alone."""
+        return decode_by_rule(self.heard, self.rule, z)
 
     def encode(self, x: Tensor) -> Tensor:
         """Return the latents of pictures or films, as `decode` returns them."""
