@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gen.config.errors import UserError
 from gen.config.fields import check_fields
-from gen.config.spec import part
-from gen.diffusion.denoiser import Denoiser, DenoiserLike
+from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.path import expand
-from gen.training.objectives import Batch, Objective, Roles, Step
-from gen.training.objectives.denoise import Denoising
+from gen.training.objectives import Batch, Roles, Step
+from gen.training.objectives.lib.around import AroundObjective
 
 __all__ = ["Straight", "eigenvalue", "embedded_gap"]
 
@@ -23,7 +20,7 @@ Slope = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Straight(Objective):
+class Straight(AroundObjective):
     """`inner` + error E |gap|^2 / h^6 + stiffness E S, means: heuristics of solvers as regularisers (Pal et al. 2021).
 
     From data noised to a random time one step of Bogacki & Shampine's pair is taken, in the angle of the solver
@@ -39,19 +36,13 @@ class Straight(Objective):
         h: the step, in the angle atan(sigma / alpha).
     """
 
-    inner: Any = part("training.objectives", kinds=(Objective,), default=Denoising())
     error: float = 1e-3
     stiffness: float = 0.0
     h: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_fields(self, error="[0, inf)", stiffness="[0, inf)", h="(0, 0.5]")
-        if isinstance(self.inner, Straight):
-            raise UserError("Straight: inner is straight already; give the objective that it wraps")
-
-    def roles(self, net: nn.Module, teacher: DenoiserLike | None) -> dict[str, nn.Module]:
-        found: dict[str, nn.Module] = self.inner.roles(net, teacher)
-        return found
 
     def __call__(self, roles: Roles, batch: Batch) -> Iterator[Step]:
         for i, (role, loss, logs) in enumerate(self.inner(roles, batch)):
@@ -81,18 +72,6 @@ class Straight(Objective):
         if self.stiffness:
             found["eigenvalue"] = eigenvalue(slope, y, phi, self.h, first).mean()
         return found
-
-    def validate(self, roles: Roles, batch: Batch) -> Tensor:
-        """Return the validation loss of `inner`."""
-        loss: Tensor = self.inner.validate(roles, batch)
-        return loss
-
-    def count(self, roles: Roles, batch: Batch) -> Tensor | None:
-        found: Tensor | None = self.inner.count(roles, batch)
-        return found
-
-    def observe(self, roles: Roles, logs: dict[str, float]) -> None:
-        self.inner.observe(roles, logs)
 
 
 def embedded_gap(slope: Slope, y: Tensor, phi: Tensor, h: float, first: Tensor) -> Tensor:

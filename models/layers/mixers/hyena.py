@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from gen.config.fields import check_fields
 from gen.kernels.long_convolution import long_convolution
 
-__all__ = ["Hyena", "HyenaFilter", "HyenaLayer"]
+__all__ = ["Hyena", "HyenaConvolution", "HyenaFilter", "HyenaLayer"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Hyena:
 
     def build(self, width: int, grid: tuple[int, int]) -> nn.Module:
         """Return the module for tokens of a width."""
-        return HyenaLayer(width, self)
+        return HyenaLayer(width, self.short, functools.partial(HyenaConvolution, width, self.waves, self.hidden))
 
 
 class HyenaFilter(nn.Module):
@@ -67,25 +69,35 @@ class HyenaFilter(nn.Module):
         return kernel.mT
 
 
+class HyenaConvolution(nn.Module):
+    """The long convolution of tokens [B, T, width] with the filter, and each token times a weight."""
+
+    def __init__(self, width: int, waves: int, hidden: int):
+        super().__init__()
+        self.filter = HyenaFilter(width, waves, hidden)
+        self.bias = nn.Parameter(torch.randn(width))
+
+    def forward(self, v: Tensor) -> Tensor:
+        return long_convolution(v, self.filter(v.shape[1])) + self.bias * v
+
+
 class HyenaLayer(nn.Module):
-    """Tokens h [B, T, width] -> [B, T, width].
+    """Tokens h [B, T, width] -> [B, T, width]: gates around what mixes all of them.
 
     Args:
         width: of the tokens.
-        spec: the hyperparameters.
+        short: see Hyena.
+        long: builds what mixes, [B, T, width] -> [B, T, width].
     """
 
-    def __init__(self, width: int, spec: Hyena):
+    def __init__(self, width: int, short: int, long: Callable[[], nn.Module]):
         super().__init__()
         self.in_proj = nn.Linear(width, 3 * width)
-        self.short = nn.Conv1d(3 * width, 3 * width, spec.short, groups=3 * width, padding=spec.short // 2)
-        self.filter = HyenaFilter(width, spec.waves, spec.hidden)
-        self.bias = nn.Parameter(torch.randn(width))
+        self.short = nn.Conv1d(3 * width, 3 * width, short, groups=3 * width, padding=short // 2)
+        self.long = long()
         self.o_proj = nn.Linear(width, width)
 
     def forward(self, h: Tensor, rope: object = None) -> Tensor:
         first, second, v = self.short(self.in_proj(h).mT)[..., : h.shape[1]].mT.chunk(3, -1)
-        v = v * first
-        y = long_convolution(v, self.filter(h.shape[1])) + self.bias * v
-        out: Tensor = self.o_proj(y * second)
+        out: Tensor = self.o_proj(self.long(v * first) * second)
         return out

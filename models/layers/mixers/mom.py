@@ -15,7 +15,7 @@ from gen.kernels.gated_linear_attention import gated_linear_attention
 from gen.models.layers.mixers.gla import Gate
 from gen.models.layers.mixers.lib.directions import Both
 
-__all__ = ["MoM", "MoMLayer", "chosen"]
+__all__ = ["MoM", "MoMLayer", "MoMRouter"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class MoM:
     """Several memories, each of the tokens that a router sends to it, in both directions (Du et al. 2025, 2502.13685).
 
     Every memory is a gated linear attention over the tokens of its own alone: for others nothing happens in it, not
-    even forgetting. A token reads those that it is sent to, by its router's weights, and one that all tokens share.
+    even forgetting. A token reads those that it is sent to, by its router's weights, and one that all tokens share. The
+    objective balanced keeps its memories in even use.
 
     Attributes:
         heads: of each memory.
@@ -54,15 +55,23 @@ class MoM:
         return Both(functools.partial(MoMLayer, width, self), self.shared)
 
 
-def chosen(logits: Tensor, count: int) -> Tensor:
-    """Return the softmax of the largest logits of each token, and 0 elsewhere, [..., M].
+class MoMRouter(nn.Linear):
+    """Tokens h [B, T, width] -> memories int64 [B, T, chosen], their weights, of sum 1, and scores [B, T, memories].
 
-    Args:
-        logits: of the router, [..., M].
-        count: memories of a token.
+    Attributes:
+        is_router: what gen.training.objectives.lib.routing knows it by.
     """
-    values, where = logits.topk(count, -1)
-    return torch.zeros_like(logits).scatter(-1, where, values.softmax(-1))
+
+    is_router = True
+
+    def __init__(self, width: int, memories: int, chosen: int):
+        super().__init__(width, memories, bias=False)
+        self.chosen = chosen
+
+    def forward(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+        logits = super().forward(h)
+        values, where = logits.topk(self.chosen, -1)
+        return where, values.softmax(-1), logits.softmax(-1)
 
 
 class MoMLayer(nn.Module):
@@ -77,7 +86,7 @@ class MoMLayer(nn.Module):
         super().__init__()
         self.spec, keys = spec, spec.heads * max(1, int(spec.expand_k * width / spec.heads))
         count = spec.memories + spec.share  # the last is that of all tokens
-        self.router = nn.Linear(width, spec.memories, bias=False)
+        self.router = MoMRouter(width, spec.memories, spec.chosen)
         self.q_proj = nn.Linear(width, keys, bias=False)
         self.k_proj = nn.ModuleList(nn.Linear(width, keys, bias=False) for _ in range(count))
         self.v_proj = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(count))
@@ -87,16 +96,17 @@ class MoMLayer(nn.Module):
         self.o_proj = nn.Linear(width, width, bias=False)
 
     def forward(self, h: Tensor) -> Tensor:
-        weights = chosen(self.router(h), self.spec.chosen)  # [B, T, M]
+        memories, shares, _ = self.router(h)
+        none = h.new_zeros(*h.shape[:2], self.spec.memories)
+        weights, routed = none.scatter(-1, memories, shares), none.scatter(-1, memories, 1.0)  # [B, T, M]
         if self.spec.share:
-            weights = torch.cat([weights, torch.ones_like(weights[..., :1])], -1)
+            weights, routed = (torch.cat([x, torch.ones_like(x[..., :1])], -1) for x in (weights, routed))
         q = self._heads(self.q_proj(h))
         mixed = torch.zeros_like(self._heads(h))
         for m, parts in enumerate(zip(self.k_proj, self.v_proj, self.gates, strict=True)):
             k, v, g = (self._heads(of(h)) for of in parts)
-            weight = weights[..., m, None, None]
-            routed = weight > 0
-            mixed = mixed + weight * gated_linear_attention(q, k * routed, v, g * routed)
+            here = routed[..., m, None, None]
+            mixed = mixed + weights[..., m, None, None] * gated_linear_attention(q, k * here, v, g * here)
         out: Tensor = self.o_proj(self.norm(mixed).flatten(2) * silu(self.g_proj(h)))
         return out
 

@@ -17,7 +17,8 @@ from gen.models.layers.mixers.delta import delta_rule
 from gen.models.layers.mixers.gla import GLALayer
 from gen.models.layers.mixers.lib.directions import Both
 from gen.models.layers.mixers.lib.orders import Reordered, Sorted, scan_order
-from gen.models.layers.mixers.mom import MoM, MoMLayer, chosen
+from gen.models.layers.mixers.mom import MoM, MoMLayer, MoMRouter
+from gen.models.layers.mixers.monarch import monarch
 from gen.models.layers.mixers.pararnn import derivative, solve, step
 from gen.models.layers.mixers.rnn import RNN, RNNLayer, slstm
 from gen.models.layers.mixers.routing import RoutingLayer, cluster_loss
@@ -172,8 +173,11 @@ def test_a_memory_of_all_tokens_is_gated_attention_and_of_two_kinds_is_two_of_th
         out, kind = two(row[None])[0], row[:, 0] > 0
         for side in (kind, ~kind):  # each as if the others were not there
             torch.testing.assert_close(two(row[side][None])[0], out[side], rtol=1e-11, atol=1e-11)
-    weights = chosen(torch.tensor([[3.0, 1.0, 2.0]]), 2)
-    torch.testing.assert_close(weights, torch.tensor([[1 / (1 + math.exp(-1)), 0, 1 / (1 + math.e)]]))
+    router = MoMRouter(3, 3, 2)
+    router.weight.data = torch.tensor([3.0, 1.0, 2.0]).diag()
+    memories, shares, _ = router(torch.ones(3))
+    assert memories.tolist() == [0, 2]
+    torch.testing.assert_close(shares, torch.tensor([1 / (1 + math.exp(-1)), 1 / (1 + math.e)]))
 
 
 def test_the_delta_rule_recalls_what_it_was_told_last():
@@ -199,9 +203,9 @@ def test_hyena_is_a_direct_convolution():
     layer, h = made({"name": "hyena"}), tokens(1, 9)
     v, second = (layer.short(layer.in_proj(h).mT).mT.chunk(3, -1)[i] for i in (2, 1))
     v = v * layer.short(layer.in_proj(h).mT).mT.chunk(3, -1)[0]
-    K = layer.filter(9)
+    K = layer.long.filter(9)
     direct = torch.stack([sum(K[:, t - s] * v[0, s] for s in range(9)) for t in range(9)])  # K_-1 is the last
-    expected = layer.o_proj((direct + layer.bias * v[0]) * second[0])
+    expected = layer.o_proj((direct + layer.long.bias * v[0]) * second[0])
     torch.testing.assert_close(layer(h)[0], expected, rtol=1e-11, atol=1e-11)
 
 
@@ -314,6 +318,26 @@ def test_tokens_awake_attend_to_each_other_where_they_lie():
     for t, s in itertools.combinations(range(16), 2):
         expected[t] += future[:, s - t - 1] * h[0, s]
     torch.testing.assert_close(layer.averages(h[:1])[0], expected, rtol=1e-11, atol=1e-11)
+
+
+def test_a_monarch_matrix_is_its_dense_one_and_one_of_them_is_fourier_s():
+    layer = made("monarch").long
+    h, eye = tokens(), torch.eye(16, dtype=torch.float64)[..., None].expand(-1, -1, 16)
+    dense = layer(eye)  # [from, to, width], of each head its own
+    torch.testing.assert_close(layer(h), torch.einsum("fte,bfe->bte", dense, h), rtol=1e-12, atol=1e-12)
+    rows, columns, n = 3, 4, 12
+    j, i = torch.arange(rows).double(), torch.arange(columns).double()
+
+    def waves(product, size):
+        return torch.polar(torch.ones_like(product), -2 * math.pi * product / size)
+
+    down = waves(i[:, None, None] * j[:, None], n) * waves(j[:, None] * j, rows)  # [columns, rows, rows], twiddled
+    across = waves(i[:, None] * i, columns).expand(rows, -1, -1)
+    x = torch.randn(n, dtype=torch.complex128)
+    y = monarch(x.view(1, rows, columns, 1, 1), down[None], across[None])[0, ..., 0, 0]
+    torch.testing.assert_close(y.mT.flatten(), torch.fft.fft(x), rtol=1e-13, atol=1e-13)
+    assert made("monarch", 16).long.grid == (4, 4)
+    assert [build("models.layers.mixers", "monarch").build(8, (1, n)).long.grid for n in (12, 7)] == [(3, 4), (1, 7)]
 
 
 def test_orders_read_every_token_once_and_are_undone():
