@@ -75,3 +75,10 @@ def main(worker, folder, count, rank, environ):
     save_file({k: v.detach().contiguous() for k, v in tensors.items()}, folder / f"rank-{rank}.safetensors")
     dist.barrier()
     shutdown()
+
+
+def as_launched():
+    """Set what a launcher tells each process."""
+    rank = str(dist.get_rank())
+    count, there = str(dist.get_world_size()), {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, **there}

@@ -45,6 +45,7 @@ FOLDERS = (
     "distillers.rewards",
     "distillers.distances",
     "training.optim",
+    "training.outer",
     "training.schedules",
     "training.ema",
     "samplers.solvers",

@@ -185,7 +185,7 @@ def device_mesh(run: Run, accelerator: Accelerator) -> DeviceMesh | None:
 
     Raises:
         UserError: for options of that launch that are not supported, and for a run that is also compiled or in fp8, or
-            whose averages are to lie elsewhere.
+            whose averages are to lie elsewhere, or whose processes step apart.
     """
     launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if launched:
@@ -195,6 +195,8 @@ def device_mesh(run: Run, accelerator: Accelerator) -> DeviceMesh | None:
                 raise UserError(f"accelerate launch --{name.lower()} {given}: allowed is {allowed}")
     if not (launched or run.shard) or accelerator.num_processes == 1:
         return None
+    if run.outer is not None:
+        raise UserError("a run is sharded, or its processes step apart: leave out outer, or shard and --use_fsdp")
     if run.ema_device is not None:
         raise UserError("averages of a sharded run are shards on its devices: leave out ema_device, or shard")
     if run.compile:

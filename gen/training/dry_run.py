@@ -400,12 +400,13 @@ def _memory(run: Run, count: Counter, activations: int, gpus: int, accumulates: 
     gradients = sum(p.nbytes for p in trained) // parts
     nets = [_tensors(net) for net in count.nets.values()]
     averages = map(adapter_tensors, nets) if run.lora else nets
+    outer = 0 if run.outer is None else 2 * sum(p.nbytes for p in trained)  # outer weights and their velocity
     on_gpu = 0 if run.ema_device == "cpu" else len(run.ema)
     return Memory(
         weights=_bytes(*nets) // parts + (_bytes(_tensors(count.teacher.net)) if count.teacher else 0),
         gradients=gradients,
-        buckets=gradients if gpus > 1 and not run.shard else 0,
-        optimiser=int(_state_bytes(run) * sum(p.numel() for p in trained)) // parts,
+        buckets=gradients if gpus > 1 and not run.shard and run.outer is None else 0,
+        optimiser=int(_state_bytes(run) * sum(p.numel() for p in trained)) // parts + outer,
         averages=on_gpu * _bytes(*averages) // parts,
         activations=activations,
         step=gradients,

@@ -26,13 +26,19 @@ class Gradients:
         denoisers: those that are trained, by role, as accelerate wrapped them.
         micro_batches: of a step, in this process.
         sharded: whether each process has a part of the networks.
+        processes: over which to average; 1 where each steps apart.
     """
 
     def __init__(
-        self, accelerator: Accelerator, denoisers: Mapping[str, Denoiser], micro_batches: int, sharded: bool
+        self,
+        accelerator: Accelerator,
+        denoisers: Mapping[str, Denoiser],
+        micro_batches: int,
+        sharded: bool,
+        processes: int,
     ) -> None:
         self._accelerator, self._denoisers, self._micro_batches = accelerator, denoisers, micro_batches
-        self._local = accelerator.num_processes > 1 and not sharded and len(denoisers) == 1
+        self._processes, self._local = processes, processes > 1 and not sharded and len(denoisers) == 1
 
     def weights(self, counts: Iterable[Tensor | None]) -> list[Tensor | float]:
         """Return the weight of each micro-batch's loss in the mean that processes take.
@@ -40,7 +46,7 @@ class Gradients:
         Args:
             counts: of each micro-batch, as of Objective.count; not asked for where one micro-batch is the step's.
         """
-        n, processes = self._micro_batches, self._accelerator.num_processes
+        n, processes = self._micro_batches, self._processes
         known = [] if n * processes == 1 else [count for count in counts if count is not None]
         if not known:
             return [1 / n] * n
@@ -91,7 +97,7 @@ class Gradients:
     def _mean(self, values: Sequence[Tensor], weights: Sequence[Tensor | float]) -> Tensor:
         parts = [_weighted(*pair) for pair in zip(values, weights, strict=True)]
         mean = torch.stack(parts).sum().to(self._accelerator.device)
-        return mean if self._accelerator.num_processes == 1 else self._accelerator.reduce(mean, "mean")
+        return mean if self._processes == 1 else self._accelerator.reduce(mean, "mean")
 
 
 def _weighted(value: Tensor, weight: Tensor | float) -> Tensor:

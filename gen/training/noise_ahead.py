@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from gen.diffusion.noise import Noise, training_noise
 
-__all__ = ["NoiseAhead", "StepNoise", "step_noise"]
+__all__ = ["NoiseAhead", "StepNoise", "noise_of_steps", "step_noise"]
 
 Draw = tuple[int | str, tuple[int, ...] | int | None]  # name; shape of normal numbers, or n of uniform ones
 Indices = list[list[int]]  # of each micro-batch's samples
@@ -97,3 +99,13 @@ class NoiseAhead:
                 numbers = noise.draw(draw)
                 noise.drawn[draw] = numbers.pin_memory() if self._pin else numbers
         return noises
+
+
+def noise_of_steps(seed: int, batch_size: int, device: torch.device) -> StepNoise:
+    """Return a run's noise, drawn ahead for a GPU; a CPU has no time to draw beside the step.
+
+    Args:
+        seed, batch_size: as of `NoiseAhead`.
+        device: of the networks.
+    """
+    return NoiseAhead(seed, batch_size, pin=True) if device.type == "cuda" else partial(step_noise, seed)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ from gen.training.older_runs import check_resumable
 from gen.training.run import RESUMABLE, Run, run_from, run_spec
 from gen.training.state import store_null_text
 
-__all__ = ["Start", "denoiser_of", "load_init", "resume_from", "teacher_of", "versions"]
+__all__ = ["Start", "denoiser_of", "load_init", "provenance", "resume_from", "teacher_of", "versions"]
 
 WEIGHTS_ONLY = "weights without the optimiser's state"
 
@@ -190,6 +191,17 @@ def teacher_of(run: Run, device: str = "cpu") -> Denoiser | None:
     if run.teacher is None and run.given_base is not None:
         return Denoiser(run.model.frozen().to(device).eval(), run.path, run.parameterisation)
     return denoiser_of(run.teacher, device) if run.teacher else None
+
+
+def provenance(run: Run, command: str) -> Json:
+    """Return what run.json says of a run and of what computes it.
+
+    Args:
+        run: the run.
+        command: that started it.
+    """
+    written = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"run": anchored(run_spec(run)), "command": command, "written": written, "versions": versions()}
 
 
 def versions() -> dict[str, str]:

@@ -29,6 +29,7 @@ from gen.training.objectives import Objective
 from gen.training.older_runs import translated
 from gen.training.optim import Optimiser
 from gen.training.optim.adamw import AdamW
+from gen.training.outer import Outer
 from gen.training.schedules import Constant, Schedule
 
 __all__ = ["Run", "Sampler", "run_from", "run_spec"]
@@ -120,6 +121,8 @@ class Run:
             state (FSDP2).
         checkpoints: of sharded networks: "whole" files, gathered by the first process; or "sharded", to which each
             process writes its own part, in a folder that all of them share. Either is read by any number of processes.
+        outer: how several processes that step apart, each on its share of the batch, meet every so many steps, see
+            gen.training.outer; None where they share every gradient.
         workers: processes that load data; 0 loads in the training process.
         log_every, sample_every, validate_every, save_every: in steps; 0 for never, but for log_every. Checkpoints are
             written while training goes on, from a copy of the state in the CPU's memory.
@@ -157,6 +160,7 @@ class Run:
     gradient_checkpointing: bool = False
     shard: bool = False
     checkpoints: Literal["whole", "sharded"] = "whole"
+    outer: Outer | None = part("training.outer", default=None)
     workers: int = 0
     log_every: int = 50
     sample_every: int = 500

@@ -7,11 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from gen.training.run import Run
 
 __all__ = ["MEASURED", "MakeProduct", "SpeedMeter", "best_seconds", "matmul_tflops", "peak_mb"]
 
@@ -19,6 +22,8 @@ T = TypeVar("T")
 
 # What two equal runs do not have in common.
 MEASURED = ("seconds", "images_per_second", "tokens_per_second", "mfu", "data_wait", "peak_mb")
+# Of matrix products, by precision.
+PRODUCTS = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 TRIES, LONG_ENOUGH, LARGEST = 10, 0.005, 8192
 
 MakeProduct = Callable[[Tensor, Tensor], Callable[[], Tensor]]  # two matrices -> a call that multiplies them
@@ -48,6 +53,18 @@ class SpeedMeter:
         self._waited = 0.0
         self._step, text = step, not x.is_floating_point()
         self._unit, self._each = ("tokens", batch_size * len(x)) if text else ("images", batch_size)
+
+    @classmethod
+    def of(cls, run: Run, step: int, x: Tensor, device: torch.device) -> Self:
+        """Return the meter of a run; "measured" is measured.
+
+        Args:
+            run: its batch size and its `peak_tflops`.
+            step, x, device: see the class.
+        """
+        peak = run.peak_tflops
+        known = matmul_tflops(device, PRODUCTS[run.precision]) if peak == "measured" else peak
+        return cls(step, run.batch_size, x, device, known)
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """Yield batches, and measure how long each took to come."""

@@ -161,21 +161,22 @@ def _names(net: nn.Module) -> dict[Tensor, str]:
     return {parameter: name for name, parameter in trainable_parameters(net).items()}
 
 
-def restore(folder: Path, manifest: Json, nets: Nets, averages: Averages, optims: Optims) -> None:
+def restore(folder: Path, manifest: Json, nets: Nets, averages: Averages, optims: Optims, within: str = "") -> None:
     """Load weights, averages and optimiser state of a checkpoint, in place.
 
     Args:
         folder: the checkpoint.
         manifest: what gen.config.checkpoints.read returned of it.
         nets, averages, optims: see the module; the optimisers have made no step yet.
+        within: what the names of the files begin with.
     """
     for role, net in nets.items():
-        _load(net, _read(folder, f"{role}.safetensors", manifest, net.state_dict()))
+        _load(net, _read(folder, f"{within}{role}.safetensors", manifest, net.state_dict()))
         if role in optims:
-            saved = _read(folder, f"state/{role}.safetensors", manifest, trainable_parameters(net))
+            saved = _read(folder, f"{within}state/{role}.safetensors", manifest, trainable_parameters(net))
             load(optims[role], _names(net), manifest["optim"][role], saved)
     for (role, label), net in averages.items():
-        _load(net, _read(folder, f"{role}-{label}.safetensors", manifest, net.state_dict()))
+        _load(net, _read(folder, f"{within}{role}-{label}.safetensors", manifest, net.state_dict()))
 
 
 def _read(folder: Path, name: str, manifest: Json, owners: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ rate are computed from the step's number, so a resumed run gives the same bits w
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -33,19 +32,20 @@ from gen.training.gradients import Gradients
 from gen.training.log import ProgressBar
 from gen.training.lora import adapted_copy
 from gen.training.low_precision import to_float8
-from gen.training.noise_ahead import NoiseAhead, StepNoise, step_noise
+from gen.training.noise_ahead import noise_of_steps, step_noise
 from gen.training.objectives import Batch, Objective
 from gen.training.optim import build_optimisers, set_rates
 from gen.training.previews import preview, why_none
+from gen.training.replicas import Replicas
 from gen.training.result import TrainResult
-from gen.training.resume import load_init, resume_from, teacher_of, versions
+from gen.training.resume import load_init, provenance, resume_from, teacher_of, versions
 from gen.training.run import Run, run_from, run_spec
 from gen.training.run_folder import RunFolder, lock_of
 from gen.training.saving import Saver
 from gen.training.shards import Files
 from gen.training.signals import Interrupted, StopRequest, stop_signals
 from gen.training.sources import fingerprints, parent_hash
-from gen.training.speed import SpeedMeter, matmul_tflops
+from gen.training.speed import SpeedMeter
 from gen.training.stream import ShuffledStream, batch_sizes, iterate_steps
 from gen.training.trackers import log_sheet, start_trackers
 from gen.training.updates import FiniteGuard, Numbers, StopSignal, Update
@@ -56,8 +56,6 @@ if TYPE_CHECKING:
 __all__ = ["Interrupted", "Trainer", "train", "train_locked"]
 
 VALIDATION_SAMPLES = 512
-# Of matrix products, by precision.
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 
 @check_arguments()
@@ -135,20 +133,18 @@ class Trainer:
         if self.mesh is not None:
             self._shard(self.mesh)
         self.parameters = {role: list(state.trainable_parameters(net).values()) for role, net in self.nets.items()}
+        self.replicas = Replicas(run, self.parameters)
         self.optims = build_optimisers(run.optim, self.nets, self.objective.rates)
         self.observes = type(self.objective).observe is not Objective.observe
         self.decay_ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # their checkpoints are kept
-        self.noise: StepNoise = partial(step_noise, run.seed)
-        if self.device.type == "cuda":  # a CPU has no time to draw beside it
-            self.noise = NoiseAhead(run.seed, run.batch_size, pin=True)
+        self.noise = noise_of_steps(run.seed, run.batch_size, self.device)
         self.steps_done = 0
         self.logs: dict[str, float] = {}
         self.unread: tuple[float, list[Update]] | None = None  # of the last step, with its learning rate
         self.val_loss: float | None = None
-        written = datetime.now(UTC).isoformat(timespec="seconds")
-        about = {"run": anchored(run_spec(run)), "command": command, "written": written, "versions": versions()}
+        about = provenance(run, command) | {"sources": self.sources}
         spare = set(map(checkpoints.checkpoint_name, self.decay_ends))
-        self.output = RunFolder(folder, about | {"sources": self.sources}, self.start.line, run.keep, spare, lock)
+        self.output = RunFolder(folder, about, self.start.line, run.keep, spare, lock)
         self.saver = Saver(self.output, self.accelerator, self.mesh is not None and run.checkpoints == "sharded")
         self.guard = FiniteGuard.of(self.optims.values(), self.accelerator)
         self._prepare()
@@ -186,13 +182,15 @@ class Trainer:
         if run.compile:
             for net in self.nets.values():
                 net.compile()
-        replicated = {role for role in self.nets if self.parameters[role] and self.mesh is None}  # in every process
+        apart = self.mesh is not None or run.outer is not None
+        replicated = {role for role in self.nets if self.parameters[role] and not apart}  # in every process
         wrapped = {role: prepare(net) if role in replicated else net for role, net in self.nets.items()}
         if self.accelerator.scaler is not None:  # accelerate's optimisers do nothing else, in 1 ms a step
             self.optims = {role: prepare(optim) for role, optim in self.optims.items()}
         self.averages.follow(self.nets)
         self.denoisers = {role: Denoiser(net, run.path, run.parameterisation) for role, net in wrapped.items()}
-        self.gradients = Gradients(self.accelerator, self.denoisers, self.share // self.micro, self.mesh is not None)
+        sharded, together = self.mesh is not None, 1 if run.outer is not None else self.world
+        self.gradients = Gradients(self.accelerator, self.denoisers, self.share // self.micro, sharded, together)
         self.roles = self.denoisers if self.teacher is None else {**self.denoisers, "teacher": self.teacher}
 
     @property
@@ -240,18 +238,16 @@ class Trainer:
             self.progress.say(bucket_note(self.data, run.batch_size))
         if run.trackers:
             start_trackers(self.accelerator, run, self.folder, self.steps_done)
-        peak = run.peak_tflops
-        peak = matmul_tflops(self.device, DTYPES[run.precision]) if peak == "measured" else peak
-        self.speed = SpeedMeter(self.steps_done, run.batch_size, self.data[0]["x"], self.device, peak)
+        self.speed = SpeedMeter.of(run, self.steps_done, self.data[0]["x"], self.device)
 
     def _loop(self, stop: StopRequest) -> None:
         stopped_by = StopSignal(self.accelerator, late=self.guard is not None)
         for micro_batches in self.speed.timed(self._batches()):
             self._after_step(self.speed.counted(partial(self.step, micro_batches)))
             self.saver.check()
-            if self.run.save_every:
-                self.saver.reserve(lambda: self._model_files() | self._optimiser_files()[0])
-            if number := stopped_by(stop.number):
+            if self.run.save_every and self.replicas.count == 1:
+                self.saver.reserve(lambda: self._model_files() | state.optimiser_files(self.nets, self.optims)[0])
+            if number := self.replicas.meets(self.steps_done) and stopped_by(stop.number):
                 if self.saver.step != self.steps_done:
                     self.save()
                 self.saver.settle()
@@ -290,6 +286,7 @@ class Trainer:
             self.settle()  # the step before, whose numbers are there by now
             updates.append(self._update((role,) if isinstance(role, str) else role, means, lr))
         self.steps_done += 1
+        self.replicas.meet(self.steps_done)
         self.unread = lr, updates
         if self.guard is None:
             return self.settle()
@@ -367,7 +364,9 @@ class Trainer:
         net = self.averages.nets[self.role, self.run.ema[0].label] if averaged else self.nets[self.role]
         if self.mesh is not None:
             return distributed.unshard(net, self.template)
-        return net if averaged and not self.run.ema_device else adapted_copy(net).to(self.device).eval()
+        if averaged and not self.run.ema_device and self.replicas.count == 1:
+            return net
+        return self.replicas.averaged(adapted_copy(net).to(self.device).eval())
 
     @torch.no_grad()
     def validate(self) -> float:
@@ -398,19 +397,18 @@ class Trainer:
     def save(self, tidy: bool = True) -> None:
         """Save a complete checkpoint, in the background if it can be; with `tidy`, remove others then."""
         self.settle()
-        states, optim = self._optimiser_files()
-        self.progress.say(self.saver.save(self._model_files() | states, self._manifest() | {"optim": optim}, tidy))
+        weights = state.weight_files(self.nets, self.averages.nets)
+        states, optim = self.replicas.state_files(weights, *state.optimiser_files(self.nets, self.optims))
+        self.progress.say(self.saver.save(self._model_files() | states, self._manifest() | optim, tidy))
 
     def _finish(self) -> None:
         self.settle()
         self.saver.finish(self._model_files(), self._manifest())
         self.progress.say(f"{self.folder.name}: done, {self.folder / 'final'}")
 
-    def _optimiser_files(self) -> tuple[Files, Json]:
-        return state.optimiser_files(self.nets, self.optims)
-
     def _model_files(self) -> Files:
-        return state.weight_files(self.nets, self.averages.nets) | self.latent_files
+        weights = state.weight_files(self.nets, self.averages.nets)
+        return self.replicas.weight_files(weights) | self.latent_files
 
     def _manifest(self) -> Json:
         run = self.run
@@ -434,7 +432,8 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         manifest = checkpoints.read(folder, verify=False)  # what is read is verified
-        state.restore(folder, manifest, self.nets, self.averages.nets, self.optims)
+        within, own = self.replicas.restored(folder, manifest)
+        state.restore(folder, own, self.nets, self.averages.nets, self.optims, within)
         self.steps_done = self.saver.step = manifest["step"]
         self.val_loss = manifest["val_loss"]
         checks.check_rate(self.run, run_from(manifest["run"], folder), self.steps_done)

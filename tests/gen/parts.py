@@ -22,6 +22,7 @@ from gen.training.state import enable
 from gen.training.trainer import train
 from tests.gen.training.test_processes import ADAPTERS, saved_again, small, trainings, ways
 from tests.models.test_families import FAMILIES, digits, inputs, random_net
+from tests.ranks import as_launched
 
 REFUSED = {
     "edm2": r"^EDM2Net cannot be sharded: .* is a single number; leave out shard$",
@@ -87,13 +88,6 @@ def interrupted():
 
 def broken(*args):
     raise OSError(28, "No space left on device")
-
-
-def as_launched():
-    """Set what a launcher tells each process."""
-    rank = str(dist.get_rank())
-    count, there = str(dist.get_world_size()), {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
-    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, **there}
 
 
 def commanded():

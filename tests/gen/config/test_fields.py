@@ -128,6 +128,7 @@ def use(folder, thing):
         "training.schedules": lambda: [thing.factor(i, 10) for i in range(10)],
         "training.ema": lambda: average(thing),
         "training.optim": lambda: step(thing),
+        "training.outer": lambda: thing.update(x, x, x, lambda mean: mean),
         "models": lambda: meta(thing),
     }
     uses.get(folder, lambda: None)()
