@@ -54,7 +54,7 @@ class REDDiff(Restorer):
         noise: Noise,
         cond: Cond | None = None,
     ) -> Tensor:
-        mu = operator.pinv(y) if operator.linear else y.new_zeros(shape)
+        mu = operator.pinv(y).clone() if operator.linear else y.new_zeros(shape)  # Adam writes to it
         optimiser = torch.optim.Adam([mu], self.lr, self.betas)
         for i, t in enumerate(self.grid.times(denoise.path, self.steps)[:-1]):
             mu.grad = self.gradient(denoise, mu, y, operator, t, noise.normal(i, shape[1:]).to(y), cond)

@@ -1,6 +1,6 @@
 """Methods whose result is no sample of a solver, on the Gaussian world, each against its own closed form."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from gen.diffusion.noise import Noise
 from gen.diffusion.path import DDPM, EDM, Flow
 from gen.diffusion.sampling import integrate
 from gen.diffusion.worlds import Correlated
+from gen.operators.physics import Physics
 from gen.samplers.restore.lib.descent import minimised
 from gen.samplers.restore.lib.restorer import level
 from tests.samplers.restore.worlds import MEAN, PAIRS, PROBLEMS, D, compared, moments, operator, world
@@ -49,6 +50,15 @@ def test_red_diff_has_its_own_fixed_point():
     one_level = build("samplers.restore", {"name": "red_diff", "steps": 700, "lr": 0.02, "grid": Constant(1.0)})
     found = one_level.restore(world(), Y[None], on, (1, D), Noiseless((1,)))
     torch.testing.assert_close(found, fixed([1.0]), rtol=0, atol=2e-3)
+    y = MEAN[None] + 1
+    replace(one_level, steps=2).restore(world(), y, Physics(Identity()).on((D,)), (1, D), Noiseless((1,)))
+    assert torch.equal(y, MEAN[None] + 1)  # though A+ y is y itself
+
+
+class Identity:
+    """A physics that measures everything."""
+
+    A = A_adjoint = A_dagger = staticmethod(lambda x: x)
 
 
 @dataclass(frozen=True)
