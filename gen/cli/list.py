@@ -48,6 +48,7 @@ FOLDERS = (
     "training.outer",
     "training.schedules",
     "training.ema",
+    "training.tuning",
     "samplers.solvers",
     "samplers.grids",
     "samplers.guides",

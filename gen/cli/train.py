@@ -35,6 +35,7 @@ __all__ = [
     "dry_run",
     "labels_note",
     "run",
+    "run_of",
     "settings",
     "typed",
     "warmup_note",
@@ -67,7 +68,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def settings(args: argparse.Namespace) -> Run:
     """Return the run before any change."""
-    run = training_run(args, Path(args.recipe)) if is_pipeline(args, "recipe") else _run_of(args)
+    run = training_run(args, Path(args.recipe)) if is_pipeline(args, "recipe") else run_of(args)
     args.overrides = with_size(args.overrides, run.data)
     return run
 
@@ -105,8 +106,12 @@ def _recipe(name: str) -> Callable[[], Run] | None:
     return None if given.is_dir() or given.suffix == ".json" else find(name, *RECIPES)
 
 
-def _run_of(args: argparse.Namespace) -> Run:
-    """Return the run of a recipe, a file or a folder."""
+def run_of(args: argparse.Namespace) -> Run:
+    """Return the run of a recipe, a file or a folder.
+
+    Args:
+        args: the parsed arguments, with `recipe`.
+    """
     if (recipe := _recipe(args.recipe)) is not None:
         return recipe()
     given = Path(args.recipe)
@@ -208,7 +213,7 @@ def warmup_note(run: Run) -> list[str]:
     warmup = getattr(run.schedule, "warmup", 0)
     if warmup < run.steps:
         return []
-    last = run.optim.lr * run.schedule.factor(run.steps - 1, run.steps)
+    last = run.learning_rate(run.steps - 1)
     return [
         f"--schedule.warmup is {warmup} of {run.steps} steps: the learning rate ends at {last:.3g}, below --optim.lr "
         f"{run.optim.lr:g}; give a smaller one, or more --steps"

@@ -223,8 +223,7 @@ def check_rate(run: Run, before: Run, step: int) -> None:
     """
     if run.steps == before.steps or not 0 < step < run.steps:
         return
-    last = before.optim.lr * before.schedule.factor(step - 1, before.steps)
-    rate = run.optim.lr * run.schedule.factor(step, run.steps)
+    last, rate = before.learning_rate(step - 1), run.learning_rate(step)
     if rate > 2 * last:
         kind = type(run.schedule).__name__
         warnings.warn(
@@ -244,8 +243,8 @@ def nonfinite_step(run: Run, data: DataSet, step: int, what: str, folder: Path) 
         folder: of the run's checkpoints. One of this very step has the weights of which the loss is not finite, so the
             one before is named too.
     """
-    stream, first = ShuffledStream(data, run.seed, run.batch_size), step * run.batch_size
-    stored = _nonfinite_item(data, map(stream.row, range(first, first + run.batch_size)))
+    stream = ShuffledStream(data, run.seed, run.batch_size)
+    stored = _nonfinite_item(data, map(stream.row, range(run.samples_before(step), run.samples_before(step + 1))))
     last = checkpoints.newest(folder)
     saved = f"The newest checkpoint is {last}" if last else "No checkpoint was saved"
     if last is not None and last.name == checkpoints.checkpoint_name(step):

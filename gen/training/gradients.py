@@ -24,7 +24,6 @@ class Gradients:
     Args:
         accelerator: starts the backward pass.
         denoisers: those that are trained, by role, as accelerate wrapped them.
-        micro_batches: of a step, in this process.
         sharded: whether each process has a part of the networks.
         processes: over which to average; 1 where each steps apart.
     """
@@ -33,20 +32,20 @@ class Gradients:
         self,
         accelerator: Accelerator,
         denoisers: Mapping[str, Denoiser],
-        micro_batches: int,
         sharded: bool,
         processes: int,
     ) -> None:
-        self._accelerator, self._denoisers, self._micro_batches = accelerator, denoisers, micro_batches
+        self._accelerator, self._denoisers = accelerator, denoisers
         self._processes, self._local = processes, processes > 1 and not sharded and len(denoisers) == 1
 
-    def weights(self, counts: Iterable[Tensor | None]) -> list[Tensor | float]:
+    def weights(self, n: int, counts: Iterable[Tensor | None]) -> list[Tensor | float]:
         """Return the weight of each micro-batch's loss in the mean that processes take.
 
         Args:
-            counts: of each micro-batch, as of Objective.count; not asked for where one micro-batch is the step's.
+            n: micro-batches of the step, in this process.
+            counts: of each of them, as of Objective.count; not asked for where one micro-batch is the step's.
         """
-        n, processes = self._micro_batches, self._processes
+        processes = self._processes
         known = [] if n * processes == 1 else [count for count in counts if count is not None]
         if not known:
             return [1 / n] * n

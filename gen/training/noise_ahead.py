@@ -69,12 +69,12 @@ class NoiseAhead:
 
     Args:
         seed: the run's.
-        batch_size: samples of a step of all processes, by which their positions go on from step to step.
+        processes: how many share a step; positions go on from step to step by the samples of all.
         pin: whether to draw into pinned memory, from which a GPU copies without the host's waiting.
     """
 
-    def __init__(self, seed: int, batch_size: int, pin: bool) -> None:
-        self._seed, self._batch_size, self._pin = seed, batch_size, pin
+    def __init__(self, seed: int, processes: int, pin: bool) -> None:
+        self._seed, self._processes, self._pin = seed, processes, pin
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="gen noise")
         self._last: list[DrawnNoise] = []
         self._next: tuple[int, Indices, Future[list[DrawnNoise]]] | None = None
@@ -88,7 +88,8 @@ class NoiseAhead:
         asked = list(dict.fromkeys(draw for noise in self._last for draw in noise.asked))
         known, self._next = self._next, None
         self._last = known[2].result() if known and known[:2] == (step, indices) else self._draw(step, indices, [])
-        then = [[i + self._batch_size for i in part] for part in indices]
+        samples = self._processes * sum(map(len, indices))
+        then = [[i + samples for i in part] for part in indices]
         self._next = step + 1, then, self._pool.submit(self._draw, step + 1, then, asked)
         return self._last
 
@@ -101,11 +102,11 @@ class NoiseAhead:
         return noises
 
 
-def noise_of_steps(seed: int, batch_size: int, device: torch.device) -> StepNoise:
+def noise_of_steps(seed: int, processes: int, device: torch.device) -> StepNoise:
     """Return a run's noise, drawn ahead for a GPU; a CPU has no time to draw beside the step.
 
     Args:
-        seed, batch_size: as of `NoiseAhead`.
+        seed, processes: as of `NoiseAhead`.
         device: of the networks.
     """
-    return NoiseAhead(seed, batch_size, pin=True) if device.type == "cuda" else partial(step_noise, seed)
+    return NoiseAhead(seed, processes, pin=True) if device.type == "cuda" else partial(step_noise, seed)

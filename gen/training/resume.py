@@ -22,10 +22,12 @@ from gen.diffusion.denoiser import Denoiser
 from gen.training.log import read_run_file
 from gen.training.older_runs import check_resumable
 from gen.training.run import RESUMABLE, Run, run_from, run_spec
+from gen.training.stages import Stages
 from gen.training.state import store_null_text
 
 __all__ = ["Start", "denoiser_of", "load_init", "provenance", "resume_from", "teacher_of", "versions"]
 
+PLANS = ("batch_plan", "schedule")
 WEIGHTS_ONLY = "weights without the optimiser's state"
 
 
@@ -99,12 +101,13 @@ def _start_at(run: Run, folder: Path, given: Path, sources: Mapping[str, str]) -
 def _check_same(run: Run, sources: Mapping[str, str], info: Json, folder: Path) -> None:
     """Compare settings; sources that both runs have by their content, for they may have another name now."""
     check_resumable(info["run"], folder)
-    ours, theirs = anchored(run_spec(run)), anchored(run_spec(run_from(info["run"], folder)))
+    before = run_from(info["run"], folder)
+    ours, theirs = anchored(run_spec(run)), anchored(run_spec(before))
     there = info.get("sources", {})
     named = sources.keys() & there.keys()
-    differs = [
-        line for key in ours if key not in RESUMABLE for line in _differences(key, ours[key], theirs[key], named)
-    ]
+    step = info.get("step", 0)
+    free = RESUMABLE | {key for key in PLANS if _agree(getattr(run, key), getattr(before, key), step)}
+    differs = [line for key in ours if key not in free for line in _differences(key, ours[key], theirs[key], named)]
     changed = {key for key in named if sources[key] != there[key]}
     if any(line.startswith("data") for line in differs):  # the data's fingerprints follow their settings
         changed = {key for key in changed if key.partition(".")[0] not in ("data", "validation")}
@@ -115,6 +118,11 @@ def _check_same(run: Run, sources: Mapping[str, str], info: Json, folder: Path) 
             f"{folder} is of another run: {'; '.join(differs)}. Choose the same settings and sources; or another "
             f"folder, with --init {folder} to start from these weights"
         )
+
+
+def _agree(ours: object, theirs: object, step: int) -> bool:
+    """Return whether two plans are one until a step: what is to come may be planned anew."""
+    return isinstance(ours, Stages) and isinstance(theirs, Stages) and ours.until(step) == theirs.until(step)
 
 
 def _differences(key: str, ours: object, theirs: object, named: Collection[str] = ()) -> list[str]:

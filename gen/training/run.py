@@ -22,6 +22,7 @@ from gen.diffusion.parameterisation import Parameterisation
 from gen.diffusion.path import Flow, NoisePath
 from gen.text.decoding import Decoding
 from gen.text.mask_path import MaskPath
+from gen.training.batch_plan import BatchPlan
 from gen.training.defaults import follow, on_path
 from gen.training.ema import EMA, Classic
 from gen.training.lora import LoRA
@@ -105,8 +106,9 @@ class Run:
         sampler: the default way to sample the model; a Decoding for text.
         steps: number of updates.
         batch_size: GLOBAL samples per update, over all processes and micro-batches.
+        batch_plan: stages of larger batches, whole multiples of batch_size.
         micro_batch_size: samples per process and pass of the network, in training and validation; gradients accumulate
-            until the batch is full. None for a process's whole share.
+            until the batch is full. None for a process's whole share of batch_size.
         seed: of initialisation, order of the data and noise.
         precision: "no" is float32, "bf16" and "fp16" autocast; "fp8" is bf16 with the products of blocks in float8
             (gen.training.low_precision), which needs torchao and a GPU of compute capability 8.9, and saves time where
@@ -151,6 +153,7 @@ class Run:
     sampler: Sampler | Decoding = dataclasses.field(default_factory=Sampler)
     steps: int = 10_000
     batch_size: int = 256
+    batch_plan: BatchPlan = dataclasses.field(default_factory=BatchPlan)
     micro_batch_size: int | None = None
     seed: int = 0
     precision: Literal["no", "bf16", "fp16", "fp8"] = "no"
@@ -199,6 +202,20 @@ class Run:
         labels = [average.label for average in self.ema]
         if len(set(labels)) != len(labels):
             raise UserError(f"Run: two averages are called {max(labels, key=labels.count)!r}; give each its own label")
+
+    def learning_rate(self, update: int, of: int | None = None) -> float:
+        """Return the learning rate of an update.
+
+        Args:
+            update: 0, 1, ..., steps - 1.
+            of: the update whose batch is trained on; None for the same.
+        """
+        scale = self.batch_plan.rate_factor(update if of is None else of)
+        return float(self.optim.lr * self.schedule.factor(update, self.steps) * scale)
+
+    def samples_before(self, update: int) -> int:
+        """Return how many samples the updates before one have seen."""
+        return self.batch_size * self.batch_plan.batches_before(update)
 
     @property
     def given_base(self) -> nn.Module | None:

@@ -15,9 +15,11 @@ from torch import Tensor
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
 from gen.training.log import read_metrics
+from gen.training.stages import Stages
 
 __all__ = [
-    "WSD", "WSDS", "Constant", "Cosine", "InverseSqrt", "Linear", "Refined", "Schedule", "WarmupSchedule",
+    "WSD", "WSDS", "Constant", "Cosine", "InverseSqrt", "Linear", "Refined", "Schedule", "Steps",
+    "WarmupSchedule",
     "median_filter",
 ]  # fmt: skip
 
@@ -192,6 +194,23 @@ class WSDS(WarmupSchedule):
         if self.shape == "linear":
             return 1 - (1 - self.floor) * s
         return 1 / (s / self.floor + 1 - s)
+
+
+@dataclass(frozen=True)
+class Steps(Stages, WarmupSchedule):
+    """A constant factor for each stage, such as `gen tune` finds.
+
+    Attributes:
+        warmup: see WarmupSchedule.
+        ends, factors: see Stages.
+    """
+
+    def __post_init__(self) -> None:
+        Stages.__post_init__(self)
+        WarmupSchedule.__post_init__(self)
+
+    def after_warmup(self, update: int, total: int) -> float:
+        return self.at(update)
 
 
 @dataclass(frozen=True)

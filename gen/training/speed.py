@@ -33,25 +33,32 @@ class SpeedMeter:
     """Meter of a training: its speed since the last call, its memory.
 
     Args:
-        step: steps done.
-        batch_size: global samples of a step.
+        batches: of batch_size, that are done.
+        batch_size: global samples.
         x: of one item; integers are text.
         device: that computes.
+        at_once: batches of the first step, whose operations are counted.
         peak_tflops: of one device; None if it is not known, and then there is no MFU.
 
     Attributes:
-        flops: of a step, of one process, once they are counted; None before.
+        flops: of a batch, of one process, once they are counted; None before.
     """
 
     flops: int | None = None
 
     def __init__(
-        self, step: int, batch_size: int, x: Tensor, device: torch.device, peak_tflops: float | None = None
+        self,
+        batches: int,
+        batch_size: int,
+        x: Tensor,
+        device: torch.device,
+        peak_tflops: float | None = None,
+        at_once: int = 1,
     ) -> None:
-        self._peak, self._device = peak_tflops, device
+        self._peak, self._device, self._at_once = peak_tflops, device, at_once
         self._began = self._last = time.perf_counter()
         self._waited = 0.0
-        self._step, text = step, not x.is_floating_point()
+        self._batches, text = batches, not x.is_floating_point()
         self._unit, self._each = ("tokens", batch_size * len(x)) if text else ("images", batch_size)
 
     @classmethod
@@ -59,12 +66,14 @@ class SpeedMeter:
         """Return the meter of a run; "measured" is measured.
 
         Args:
-            run: its batch size and its `peak_tflops`.
-            step, x, device: see the class.
+            run: its batches and its `peak_tflops`.
+            step: steps done.
+            x, device: see the class.
         """
         peak = run.peak_tflops
         known = matmul_tflops(device, PRODUCTS[run.precision]) if peak == "measured" else peak
-        return cls(step, run.batch_size, x, device, known)
+        plan = run.batch_plan
+        return cls(plan.batches_before(step), run.batch_size, x, device, known, plan.factor(step))
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """Yield batches, and measure how long each took to come."""
@@ -83,11 +92,11 @@ class SpeedMeter:
             return step()
         with FlopCounterMode(display=False) as counter:
             done = step()
-        self.flops = counter.get_total_flops()
+        self.flops = counter.get_total_flops() // self._at_once
         return done
 
-    def measure(self, step: int) -> dict[str, float]:
-        """Return the values by name after so many steps.
+    def measure(self, batches: int) -> dict[str, float]:
+        """Return the values by name after so many batches of batch_size.
 
         "seconds" since training began; "images_per_second" or "tokens_per_second" of all processes, and "mfu";
         "data_wait", the share of the time in which the loop waited for data; "peak_mb", the most memory so far, in MiB,
@@ -95,12 +104,12 @@ class SpeedMeter:
         """
         now = time.perf_counter()
         passed = max(now - self._last, 1e-9)
-        pace = (step - self._step) / passed
+        pace = (batches - self._batches) / passed
         values = {f"{self._unit}_per_second": pace * self._each, "data_wait": self._waited / passed}
         if self._peak is not None and self.flops is not None:
             values["mfu"] = pace * self.flops / (self._peak * 1e12)
         values["peak_mb"] = peak_mb(self._device)
-        self._step, self._last, self._waited = step, now, 0.0
+        self._batches, self._last, self._waited = batches, now, 0.0
         rounded = {name: float(f"{value:.4g}") for name, value in values.items()}
         return {"seconds": round(now - self._began, 3), **rounded}
 

@@ -83,7 +83,7 @@ class StepBatchSampler(Sampler[list[int]]):
     Args:
         run: its steps and its global batch size.
         start: the first step.
-        share: samples of a step that this process has.
+        share: samples of run.batch_size that this process has; of a step as many times more as its plan says.
         rank: the process.
         micro: samples of a micro-batch, a divisor of share.
     """
@@ -93,8 +93,9 @@ class StepBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self._start, self._run.steps):
-            first = step * self._run.batch_size + self._rank * self._share
-            for i in range(first, first + self._share, self._micro):
+            share = self._share * self._run.batch_plan.factor(step)
+            first = self._run.samples_before(step) + self._rank * share
+            for i in range(first, first + share, self._micro):
                 yield list(range(i, i + self._micro))
 
 
@@ -110,7 +111,7 @@ def keep_memory(_worker: int = 0) -> None:
 
 
 def batch_sizes(run: Run, world: int) -> tuple[int, int]:
-    """Return the samples of a step per process, and of a micro-batch.
+    """Return the samples of a step per process, before a plan enlarges it, and of a micro-batch.
 
     Args:
         run: with the sizes of a step's batch and of a process's micro-batch.
@@ -145,7 +146,7 @@ def iterate_steps(
     items = iter(loader) if run.workers else map(stream.__getitems__, sampler)
     for step in range(start, run.steps):
         try:
-            batches = [next(items) for _ in range(share // micro)]
+            batches = [next(items) for _ in range(share * run.batch_plan.factor(step) // micro)]
         except UserError as error:
             if not run.workers:
                 raise

@@ -137,7 +137,7 @@ class Trainer:
         self.optims = build_optimisers(run.optim, self.nets, self.objective.rates)
         self.observes = type(self.objective).observe is not Objective.observe
         self.decay_ends: tuple[int, ...] = getattr(run.schedule, "ends", ())  # their checkpoints are kept
-        self.noise = noise_of_steps(run.seed, run.batch_size, self.device)
+        self.noise = noise_of_steps(run.seed, self.world, self.device)
         self.steps_done = 0
         self.logs: dict[str, float] = {}
         self.unread: tuple[float, list[Update]] | None = None  # of the last step, with its learning rate
@@ -189,8 +189,8 @@ class Trainer:
             self.optims = {role: prepare(optim) for role, optim in self.optims.items()}
         self.averages.follow(self.nets)
         self.denoisers = {role: Denoiser(net, run.path, run.parameterisation) for role, net in wrapped.items()}
-        sharded, together = self.mesh is not None, 1 if run.outer is not None else self.world
-        self.gradients = Gradients(self.accelerator, self.denoisers, self.share // self.micro, sharded, together)
+        together = 1 if run.outer is not None else self.world
+        self.gradients = Gradients(self.accelerator, self.denoisers, self.mesh is not None, together)
         self.roles = self.denoisers if self.teacher is None else {**self.denoisers, "teacher": self.teacher}
 
     @property
@@ -242,7 +242,7 @@ class Trainer:
 
     def _loop(self, stop: StopRequest) -> None:
         stopped_by = StopSignal(self.accelerator, late=self.guard is not None)
-        for micro_batches in self.speed.timed(self._batches()):
+        for micro_batches in self.speed.timed(self.batches()):
             self._after_step(self.speed.counted(partial(self.step, micro_batches)))
             self.saver.check()
             if self.run.save_every and self.replicas.count == 1:
@@ -257,14 +257,15 @@ class Trainer:
             self.save()
         self._finish()
 
-    def _batches(self) -> Iterator[list[Batch]]:
-        """This process's micro-batches of every step from here on."""
+    def batches(self) -> Iterator[list[Batch]]:
+        """Yield this process's micro-batches of every step from here on."""
         stream = ShuffledStream(self.data, self.run.seed, self.run.batch_size)
         rank = self.accelerator.process_index
         for step, items in iterate_steps(stream, self.run, self.steps_done, self.share, rank, self.micro):
             noises = self.noise(step, [item["index"].tolist() for item in items])
-            firsts = range(rank * self.share, (rank + 1) * self.share, self.micro)
-            whole = partial(Batch.of, step=self.steps_done, device=self.device, total=self.run.batch_size)
+            factor = self.run.batch_plan.factor(step)
+            firsts = range(rank * self.share * factor, (rank + 1) * self.share * factor, self.micro)
+            whole = partial(Batch.of, step=step, device=self.device, total=self.run.batch_size * factor)
             yield [whole(item, noise, first=n) for item, noise, n in zip(items, noises, firsts, strict=True)]
 
     def step(self, micro_batches: list[Batch]) -> dict[str, float]:
@@ -277,9 +278,10 @@ class Trainer:
             self.settle()  # what it changes then, this step's losses may depend on
         random = torch.default_generator if self.device.type == "cpu" else torch  # torch seeds every kind of device
         random.manual_seed(derive("step", self.run.seed, self.steps_done, self.accelerator.process_index))
-        lr = self.run.optim.lr * self.run.schedule.factor(self.steps_done, self.run.steps)
+        lr = self.run.learning_rate(self.steps_done)
         running = [iter(self.objective(self.roles, batch)) for batch in micro_batches]
-        weights = self.gradients.weights(self.objective.count(self.roles, batch) for batch in micro_batches)
+        counts = (self.objective.count(self.roles, batch) for batch in micro_batches)
+        weights = self.gradients.weights(len(micro_batches), counts)
         updates: list[Update] = []
         while (added := self.gradients.add(running, weights)) is not None:
             role, means = added
@@ -321,7 +323,7 @@ class Trainer:
             self.guard.watch(values[:2])
         for role in roles:
             done = max(0, self.steps_done - self.objective.delays.get(role, 0))
-            set_rates(self.optims[role], self.run.optim.lr * self.run.schedule.factor(done, self.run.steps))
+            set_rates(self.optims[role], self.run.learning_rate(done, self.steps_done))
             self.optims[role].step()
         for parameter in chain(*self.parameters.values()):  # a loss may have left some in networks it does not train
             parameter.grad = None
@@ -341,7 +343,7 @@ class Trainer:
         run, step = self.run, self.steps_done
         if _due(step, run.log_every, run.steps):
             logs = self.settle()
-            self._record({"split": "train", **logs, **self.speed.measure(step)})
+            self._record({"split": "train", **logs, **self.speed.measure(run.batch_plan.batches_before(step))})
         self.progress.advance(loss=logs.get("loss", 0.0), lr=logs.get("lr", 0.0))
         if _due(step, run.validate_every, run.steps):
             self.val_loss = self.validate()
@@ -417,7 +419,7 @@ class Trainer:
             "run": anchored(run_spec(run)),
             "role": self.role,
             "step": self.steps_done,
-            "samples_seen": self.steps_done * run.batch_size,
+            "samples_seen": run.samples_before(self.steps_done),
             "shape": list(self.shape),
             **({"sizes": sizes} if (sizes := sizes_of(self.data)) else {}),
             "classes": self.source.classes,

@@ -96,7 +96,7 @@ def test_no_gradient_reaches_the_teacher_nor_what_is_frozen(method, teachers, tm
     teacher = teachers(kind)
     student = build("distillers", {"name": method, **options}).student(teacher_run(teacher), teacher, tmp_path / "s")
     trainer = Trainer(dataclasses.replace(student, batch_size=8, steps=1), tmp_path / "t", "never", "test", True)
-    (batch,) = next(iter(trainer._batches()))
+    (batch,) = next(iter(trainer.batches()))
     x, t = batch.x, torch.full((8,), 0.5, dtype=torch.float64)
     roles = trainer.roles
     ours, taught = roles["net"], gen.load(teacher).denoiser
@@ -127,7 +127,7 @@ def test_gradient_checkpointing_changes_no_bit(method, teachers, tmp_path):
     for checkpointed in (False, True):
         run = dataclasses.replace(student, batch_size=8, steps=1, gradient_checkpointing=checkpointed)
         trainer = Trainer(run, tmp_path / str(checkpointed), "never", "test", True)
-        trainer.step(next(iter(trainer._batches())))
+        trainer.step(next(iter(trainer.batches())))
         trained.append([p.detach() for f in trainer.roles.values() if hasattr(f, "net") for p in f.net.parameters()])
     assert trained[0] and all(map(torch.equal, *trained))
 
@@ -263,7 +263,7 @@ def test_every_option_changes_the_student_or_is_refused(method, teachers, tmp_pa
             told["data"] = run.data.info["sampler"], run.data.info["n"], run.data.info.get("inverted")
         steps = {"batch_size": 8, "steps": 3, "save_every": 0, "validate_every": 0, "sample_every": 0}
         trainer = Trainer(dataclasses.replace(run, **steps), folder, "never", "test", True)
-        return json.dumps(told, sort_keys=True), [trainer.step(batch) for batch in trainer._batches()]
+        return json.dumps(told, sort_keys=True), [trainer.step(batch) for batch in trainer.batches()]
 
     plain = mark({})
     for field in dataclasses.fields(find(method, "distillers")):

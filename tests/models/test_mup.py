@@ -74,7 +74,7 @@ def test_the_trainer_steps_matrices_with_their_own_rate(tmp_path):
     spec = tiny().model
     run = tiny(model=spec.wider(32), optim={"name": "adamw", "lr": 1e-3, "weight_decay": 0.1})
     trainer = Trainer(run, tmp_path, "never", "", True)
-    trainer.step(next(trainer._batches()))
+    trainer.step(next(trainer.batches()))
     found = {group["scale"]: (group["lr"], group["weight_decay"]) for group in trainer.optims["net"].param_groups}
     assert found == {1.0: (1e-3, 0.1), 0.5: (5e-4, 0.2)}
 

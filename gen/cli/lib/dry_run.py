@@ -60,9 +60,10 @@ def estimate_of(run: Run) -> Estimate:
     cost = cost_of(run, gpus)
     peak = run.peak_tflops if isinstance(run.peak_tflops, float) else PEAKS[run.precision]
     pace = MFU * peak * 1e12  # FLOP/s of one GPU
-    flops = float(cost.update) * run.steps
+    batches = run.batch_plan.batches_before(run.steps)
+    flops = float(cost.update) * batches
     speed = run.batch_size * gpus * pace / cost.update
-    return Estimate(cost, gpus, run.steps * run.batch_size, flops, peak, flops / pace / 3600, speed)
+    return Estimate(cost, gpus, batches * run.batch_size, flops, peak, flops / pace / 3600, speed)
 
 
 def data_note(run: Run) -> str:

@@ -49,6 +49,7 @@ LINES = {  # verb: command lines; "{POWERS}" is one word
     "search": ["search runs/model --steps 2 --budget 2 --pool 3 -n 2"],
     "pairs": ["pairs --teacher runs/model --out runs/other -n 4 --steps 2 --quiet"],
     "encode": ["encode digits --autoencoder vae --out latents --quiet"],
+    "tune": ["tune runs/model --by adadagrad --by.every 1 --steps 2 --out tuned --quiet"],
     "ema": ["ema runs/model --std 0.08 --out average"],
     "merge": [
         "train runs/model --out runs/adapted --init runs/model --lora.rank 2 --steps 1 --quiet",

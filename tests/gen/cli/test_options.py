@@ -23,6 +23,7 @@ COMMANDS = {  # a mode of a verb, and the options that say nothing there
     "pairs real": ("pairs --teacher {run} --out {out}/real -n 8 --steps 1 --real --quiet", ()),
     "train": ("train {run}/run.json --steps 1 --quiet --out {out}/run", ()),
     "distill": ("distill reflow --teacher {run} --out {out}/s --steps 1 --objective.pairs 8 --quiet", ()),
+    "tune": ("tune {run} --by adadagrad --by.every 1 --quiet --out {out}/tuned", ()),
     "ema": ("ema {run} --std 0.1 --out {out}/ema", ()),
     "decode": ("decode {text} --prompt 'sort : b a =' --gen-length 4 --engine packed --engine.dtype float32", ()),
     "decode stream": ("decode {text} --prompt 'sort : b a =' --gen-length 4 --stream", ("batch_size",)),  # one prompt

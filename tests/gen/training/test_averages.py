@@ -71,7 +71,7 @@ def test_averages_on_the_cpu_follow_networks_on_a_gpu(tmp_path):
     for device in ("cpu", None):
         trainer = Trainer(tiny(ema=PROFILES, ema_device=device), tmp_path / str(device), "never", "", True)
         trainer._open()
-        for micro_batches in trainer._batches():
+        for micro_batches in trainer.batches():
             trainer._after_step(trainer.step(micro_batches))
         trainer.output.close()
         nets[device] = trainer.averages.nets

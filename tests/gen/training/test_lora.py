@@ -69,7 +69,7 @@ LORAS = [LoRA(2, 4.0, ("q", "v")), LoRA(2, 3.0, init="pissa"), LoRA(2, method="d
 )
 def test_what_the_trainer_computes_is_what_is_loaded(lora, base, tmp_path):
     trainer = Trainer(dataclasses.replace(adapting(base, ema=[]), lora=lora), tmp_path / "run", "never", "test", True)
-    for batch in trainer._batches():
+    for batch in trainer.batches():
         trainer.step(batch)
     trainer._open()
     trainer._finish()
@@ -144,7 +144,7 @@ def test_edm2_too(tmp_path):
     run = tiny(steps=3, model=spec, init=str(teacher), lora=LoRA(2, targets=("*conv*",)), ema=())
     trainer = Trainer(run, tmp_path / "run", "never", "test", True)
     begun = {key: p.clone() for key, p in trainer.nets["net"].state_dict().items() if "base_layer" in key}
-    for batch in trainer._batches():
+    for batch in trainer.batches():
         trainer.step(batch)
     trainer._open()
     trainer._finish()

@@ -29,7 +29,7 @@ def indices(step, *, size=4, micro=2):
 
 
 def test_numbers_are_the_same_and_drawn_in_the_thread_from_the_third_step_on(drawn):
-    ahead = NoiseAhead(seed=3, batch_size=4, pin=False)
+    ahead = NoiseAhead(seed=3, processes=1, pin=False)
     for step in range(5):
         for ours, theirs in zip(ahead(step, indices(step)), step_noise(3, step, indices(step)), strict=True):
             assert ours.seeds == theirs.seeds
@@ -45,7 +45,7 @@ def test_numbers_are_the_same_and_drawn_in_the_thread_from_the_third_step_on(dra
 
 
 def test_another_step_than_the_next_is_drawn_anew():
-    ahead = NoiseAhead(seed=0, batch_size=4, pin=False)
+    ahead = NoiseAhead(seed=0, processes=1, pin=False)
     for step in (0, 1, 7, 3):
         (ours, _), (theirs, _) = ahead(step, indices(step)), step_noise(0, step, indices(step))
         assert torch.equal(ours.normal("eps", (2,)), theirs.normal("eps", (2,)))
@@ -56,9 +56,9 @@ def test_a_run_has_the_same_bits(tmp_path):
     for ahead in (False, True):
         trainer = Trainer(tiny(micro_batch_size=4, validate_every=0), tmp_path / str(ahead), "never", "", True)
         if ahead:
-            trainer.noise = NoiseAhead(trainer.run.seed, trainer.run.batch_size, pin=False)
+            trainer.noise = NoiseAhead(trainer.run.seed, 1, pin=False)
         trainer._open()
-        for micro_batches in trainer._batches():
+        for micro_batches in trainer.batches():
             trainer.step(micro_batches)
         trainer.output.close()
         weights.append(torch.cat([p.flatten() for p in trainer.nets["net"].parameters()]))

@@ -154,7 +154,7 @@ def test_a_loss_that_is_no_number_stops_before_it_is_used(tmp_path):
     before = None
     with pytest.raises(NonFinite, match=r"lr 0.001; .*step-0000004, with these very weights.*step-0000002\. The"):
         trainer._open()
-        for micro in trainer._batches():
+        for micro in trainer.batches():
             before = {k: v.clone() for k, v in trainer.nets["net"].state_dict().items()}
             trainer._after_step(trainer.step(micro))
     trainer.output.close()

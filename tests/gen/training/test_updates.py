@@ -15,6 +15,7 @@ from gen.training import distributed
 from gen.training.objectives import to_device
 from gen.training.objectives.denoise import Denoising
 from gen.training.optim.lion import Lion
+from gen.training.state import optimiser_files
 from gen.training.trainer import Trainer, train
 from gen.training.updates import FiniteGuard, Numbers, StopSignal
 from tests.gen.tiny import tiny
@@ -135,7 +136,7 @@ def opened(folder, **changes):
 
 
 def state_of(trainer):
-    tensors = trainer._model_files() | trainer._optimiser_files()[0]
+    tensors = trainer._model_files() | optimiser_files(trainer.nets, trainer.optims)[0]
     return {(file, name): v.clone() for file, held in tensors.items() for name, v in held.items()}
 
 
@@ -146,7 +147,7 @@ def same(ours, theirs):
 def test_no_step_reads_a_number_but_those_of_the_step_before(tmp_path, monkeypatch, late, variant):
     trainer = opened(tmp_path / "run", log_every=100, validate_every=0, micro_batch_size=4, **variant)
     reads, logs = Reads(monkeypatch), []
-    for step, micro_batches in enumerate(trainer._batches()):
+    for step, micro_batches in enumerate(trainer.batches()):
         pending = None if trainer.unread is None else [update.numbers for update in trainer.unread[1]]
         reads.count, reads.read = 0, []
         with reads:
@@ -183,7 +184,7 @@ def test_a_number_that_is_not_finite_changes_nothing(tmp_path, late, variant, wh
     trainer = opened(tmp_path / "run", validate_every=0, log_every=100, save_every=3, **given)
     before, states = None, []
     with pytest.raises(NonFinite, match=r"^step 3: net loss .*nothing was updated\. .*step-0000003, with these"):
-        for micro_batches in trainer._batches():
+        for micro_batches in trainer.batches():
             before = state_of(trainer)
             trainer._after_step(trainer.step(micro_batches))
             states.append(state_of(trainer))
@@ -206,7 +207,7 @@ def test_an_overflow_of_fp16_skips_its_own_step_alone(tmp_path, monkeypatch, lat
     in_half_precision(monkeypatch)
     trainer = opened(tmp_path / "run", objective=Breaks(what="gradient"), validate_every=0, log_every=100)
     states = []
-    for micro_batches in trainer._batches():
+    for micro_batches in trainer.batches():
         trainer._after_step(trainer.step(micro_batches))
         states.append(trainer.nets["net"].final_layer.linear.bias.detach().clone())
     trainer.output.close()
@@ -273,7 +274,7 @@ def test_a_gpu_never_waits_for_the_host(tmp_path):
     trainer = opened(tmp_path / "run", log_every=100, validate_every=0, steps=8)
     assert trainer.guard is not None
     waits = torch.cuda.set_sync_debug_mode
-    for step, micro_batches in enumerate(trainer._batches()):
+    for step, micro_batches in enumerate(trainer.batches()):
         waits("error" if step >= 2 else "default")  # the first steps allocate
         try:
             trainer.step(micro_batches)

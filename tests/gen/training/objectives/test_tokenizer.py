@@ -235,7 +235,7 @@ def test_the_discriminator_s_learning_rate_begins_with_its_first_update(tmp_path
     curve = Cosine(warmup=2, floor=0.1)
     run = adversarial(AGAINST_DINO, optim={"name": "adamw", "lr": 1e-3}, schedule=curve, batch_size=4)
     trainer, seen = Trainer(run, tmp_path / "run", "never", "test", True), []
-    for batches in trainer._batches():
+    for batches in trainer.batches():
         trainer.step(batches)
         seen.append([trainer.optims[role].param_groups[0]["lr"] for role in ("net", "discriminator")])
         if len(seen) == 4:
