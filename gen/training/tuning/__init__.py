@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
+from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.training.distributed import processes
-from gen.training.run import Run
+from gen.training.run import Run, run_from
 
-__all__ = ["Tuner", "check_parts"]
+__all__ = ["Tuner", "check_parts", "newest_run"]
 
 
 class Tuner(Protocol):
@@ -45,3 +46,16 @@ def check_parts(run: Run, every: int) -> None:
             f"schedule {type(run.schedule).__name__} depends on the number of steps, and a plan is found part by part;"
             " allowed are such as constant and inverse_sqrt"
         )
+
+
+def newest_run(folder: Path) -> tuple[Run, int] | None:
+    """Return the run of a folder's newest checkpoint, with its plans, and its steps; None if there is none.
+
+    Args:
+        folder: of the run.
+    """
+    newest = checkpoints.newest(folder / "checkpoints")
+    if newest is None:
+        return None
+    manifest = checkpoints.read(newest, verify=False)
+    return run_from(manifest["run"], newest), manifest["step"]

@@ -10,14 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gen.config import checkpoints
 from gen.config.errors import UserError
 from gen.config.fields import check_fields
-from gen.training.batch_plan import BatchPlan
 from gen.training.objectives import Batch
-from gen.training.run import Run, run_from
+from gen.training.run import Run
 from gen.training.trainer import Trainer, train
-from gen.training.tuning import check_parts
+from gen.training.tuning import check_parts, newest_run
 
 __all__ = ["AdAdaGrad", "norm_test"]
 
@@ -66,7 +64,8 @@ class AdAdaGrad:
         check_parts(run, self.every)
         if run.batch_size < 2 or run.micro_batch_size == run.batch_size:
             raise UserError("the norm test needs two micro-batches: a larger batch_size, or a smaller micro_batch_size")
-        plan, done = _so_far(run, out)
+        before = newest_run(out)
+        plan, done = (before[0].batch_plan, before[1]) if before else (run.batch_plan, 0)
         for end in range(self.every, run.steps, self.every):
             if end >= done:
                 part = replace(run, steps=end, batch_plan=plan)
@@ -101,12 +100,3 @@ def _gradient(trainer: Trainer, batch: Batch) -> Tensor:
     parameters = [parameter for role in roles for parameter in trainer.parameters[role]]
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
     return torch.cat([gradient.flatten() for gradient in gradients])
-
-
-def _so_far(run: Run, folder: Path) -> tuple[BatchPlan, int]:
-    """Return the plan and the number of steps of a folder's newest checkpoint; those of a new run if there is none."""
-    newest = checkpoints.newest(folder / "checkpoints")
-    if newest is None:
-        return run.batch_plan, 0
-    manifest = checkpoints.read(newest, verify=False)
-    return run_from(manifest["run"], newest).batch_plan, manifest["step"]
