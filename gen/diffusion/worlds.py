@@ -16,7 +16,7 @@ from gen.diffusion.parameterisation import Velocity
 from gen.diffusion.path import NoisePath, Prediction, expand
 from gen.diffusion.tap import Tap
 
-__all__ = ["Correlated", "Gaussian", "GaussianStages", "Mixture", "chord"]
+__all__ = ["Correlated", "CorrelatedMixture", "Gaussian", "GaussianStages", "Mixture", "chord"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,6 +98,43 @@ class Correlated:
         share = 1 / (a**2 * values + b**2)
         x0 = self.mean + (a * values * share * centred) @ vectors.mT
         return Prediction(x0, (b * share * centred) @ vectors.mT)
+
+    def null(self, cond: Cond) -> Cond:
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class CorrelatedMixture:
+    """Data of K kinds, equally often, each N(0, its covariance): x shows its kind, and the kind what goes with what.
+
+    Attributes:
+        path: of the noise.
+        covariances: [K, D, D], positive definite.
+    """
+
+    path: NoisePath
+    covariances: Tensor
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw n data, [n, D]."""
+        values, vectors = torch.linalg.eigh(self.covariances)
+        kinds = torch.randint(len(values), (n,), generator=generator)
+        noise = torch.randn(n, values.shape[1], generator=generator, dtype=values.dtype)
+        for k, (value, vector) in enumerate(zip(values, vectors, strict=True)):
+            noise[kinds == k] = noise[kinds == k] * value.sqrt() @ vector.mT
+        return noise
+
+    def __call__(
+        self, x: Tensor, t: Tensor, cond: Cond | None = None, *, s: Tensor | None = None, tap: Tap | None = None
+    ) -> Prediction:
+        values, vectors = torch.linalg.eigh(self.covariances)
+        a, b = (expand(of(t), x)[..., None] for of in (self.path.alpha, self.path.sigma))
+        along = torch.einsum("kde,bd->bke", vectors, x)
+        spread = a**2 * values + b**2
+        kinds = (-(along**2 / spread + spread.log()).sum(-1) / 2).softmax(-1)[..., None]  # [B, K, 1]
+        shares = kinds * along / spread
+        x0, eps = (torch.einsum("kde,bke->bd", vectors, part * shares) for part in (a * values, b))
+        return Prediction(x0, eps)
 
     def null(self, cond: Cond) -> Cond:
         return {}
