@@ -6,7 +6,7 @@ The model is that of the quickstart, without labels. Every method restores the s
 five operators with and without noise, at about 50 evaluations of the network, of which some also need derivatives.
 Those that take no noise level get none. Rows that a table has already are left as they are, so that a second
 call goes on. FID is against the 360 held-out digits, in the features of `digits_cnn`; SSIM's window is larger than the
-digits, so there is none. `start` is A+ y, which nothing has restored.
+digits, so there is none. Seconds are the processor's. A row without a method is A+ y, which nothing has restored.
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ def compare(pipeline: Pipeline, truth: Tensor, method: Json | None, operator: Js
     """Return what one method makes of one operator's measurements of digits [n, 1, 8, 8]; None leaves A+ y."""
     on, seeds = build("operators", operator).on(tuple(truth.shape[1:])), sample_seeds(0, len(truth))
     y = on.A(truth) + noise * Noise(tuple(seeds)).normal("measurement", on.measured)
-    began, found = time.perf_counter(), dict[str, Any]()
+    began, found = time.process_time(), dict[str, Any]()
     if method is None:
         x = on.pinv(y)
     else:
         told = noise if method["name"] in ("ddrm", "diffpir", "pigdm", "dps", "exact") else None
         made = pipeline.restore(y, on, method, noise=told, batch_size=len(truth))
-        x, found = made.x, {"nfe": made.nfe, "seconds": time.perf_counter() - began}
+        x, found = made.x, {"nfe": made.nfe, "seconds": time.process_time() - began}
     samples = to_uint8(x)
     record = gen.evaluate(samples, against=Reference.open("digits", "test", "digits_cnn"), metrics=["fid"])
     return {

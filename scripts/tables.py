@@ -310,6 +310,7 @@ def restoration() -> Iterator[str]:
     """Yield the tables of methods of restoration on digits, with and without noise."""
     found = load("restoration")
     named = list(dict.fromkeys(row["operator"] for row in found["rows"]))
+    timed = any("seconds" in row for row in found["rows"])
     for noise in sorted({row["noise"] for row in found["rows"]}, reverse=True):
         rows = [row for row in found["rows"] if row["noise"] == noise]
         cells = []
@@ -317,23 +318,21 @@ def restoration() -> Iterator[str]:
             own = {row["operator"]: row for row in rows if json.dumps(row["method"]) == method}
             first = next(iter(own.values()))
             name = "A+ y" if first["method"] is None else f"`{first['method']['name']}`"
-            cost = [f"{first['nfe']:.0f}", f"{_median(own):.0f}"] if "nfe" in first else ["", ""]
+            cost = [f"{first['nfe']:.0f}" if "nfe" in first else "", *([_seconds(own)] if timed else [])]
             quality = (f"{own[key]['psnr']:.2f} / {own[key]['fid']:.1f}" if key in own else "" for key in named)
             cells.append([name, *cost, *quality])
         yield from (f"With noise {noise:g}, PSNR in dB / FID:" if noise else "Without noise, PSNR in dB / FID:", "")
-        yield from markdown(["method", "NFE", "seconds", *named], cells)
+        yield from markdown(["method", "NFE", *(["processor, s"] if timed else []), *named], cells)
         yield ""
     digits = found["rows"][0]["digits"]
-    about = f"{found['date']}, {digits} digits, one seed, torch {found['torch']}, one thread of a CPU ({found['cpu']}) "
-    about += (
-        "that others used, too, so seconds are no more than an order; made by `python scripts/compare_restoration.py`"
-    )
-    yield from list(source("restoration", about))[1:]
+    about = f"{found['date']}, {digits} digits, one seed, torch {found['torch']}, one thread of a CPU ({found['cpu']})"
+    yield from list(source("restoration", f"{about}; made by `python scripts/compare_restoration.py`"))[1:]
 
 
-def _median(rows: dict[str, Any]) -> float:
-    """Return the median of the rows' seconds."""
-    return statistics.median(row["seconds"] for row in rows.values())
+def _seconds(rows: dict[str, Any]) -> str:
+    """Return the median of the rows' seconds, "" where none was measured."""
+    seconds = [row["seconds"] for row in rows.values() if "seconds" in row]
+    return f"{statistics.median(seconds):.0f}" if seconds else ""
 
 
 TABLES = (
