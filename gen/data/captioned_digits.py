@@ -79,9 +79,9 @@ class CaptionedDigits:
         assert digits.y is not None  # it has labels
         fine = _drawings(digits.x.float() / 16)
         pictures, attributes = [], []
-        for weight in range(len(WEIGHTS)):
+        for weight, drawn in enumerate((-max_pool2d(-fine, 3, 1, 1), fine, max_pool2d(fine, 3, 1, 1))):
             for turn in range(len(TURNS)):
-                pictures.append(_pictures(fine, weight, turn))
+                pictures.append(_turned(drawn, turn))
                 rows = digits.y.new_tensor([weight, turn]).expand(len(digits.y), 2)
                 attributes.append(torch.cat([digits.y[:, None], rows], 1))
         x, labels = torch.cat(pictures), torch.cat(attributes)
@@ -159,14 +159,11 @@ def _drawings(x: Tensor) -> Tensor:
     return pad(inner, [(SIDE * FINE - DRAWN) // 2] * 4)
 
 
-def _pictures(fine: Tensor, weight: int, turn: int) -> Tensor:
-    """Return drawings [N, 1, 32, 32], thinned or thickened, rotated and averaged, uint8 [N, 1, 16, 16]."""
-    if weight == 0:
-        fine = -max_pool2d(-fine, 3, 1, 1)
-    elif weight == 2:
-        fine = max_pool2d(fine, 3, 1, 1)
+def _turned(fine: Tensor, turn: int) -> Tensor:
+    """Return drawings [N, 1, 32, 32], rotated and averaged, uint8 [N, 1, 16, 16]."""
     angle = math.radians(ANGLE * (turn - 1))
     cos, sin = math.cos(angle), math.sin(angle)
-    matrix = torch.tensor([[cos, sin, 0.0], [-sin, cos, 0.0]]).expand(len(fine), 2, 3)
-    turned = grid_sample(fine, affine_grid(matrix, list(fine.shape), align_corners=False), align_corners=False)
+    matrix = torch.tensor([[[cos, sin, 0.0], [-sin, cos, 0.0]]])
+    points = affine_grid(matrix, [1, *fine.shape[1:]], align_corners=False).expand(len(fine), -1, -1, -1)
+    turned = grid_sample(fine, points, align_corners=False)
     return (avg_pool2d(turned, FINE) * 255).round().clamp(0, 255).to(torch.uint8)
