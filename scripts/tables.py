@@ -160,6 +160,20 @@ def _adapters_about(found: dict[str, Any]) -> str:
     return f"{about}; made by `python scripts/adapter_starts.py`"
 
 
+def subjects() -> Iterator[str]:
+    """Yield the table of a subject and a style that few pictures teach."""
+    found = load("subjects")
+    keys = ("learned", "elsewhere", "as asked", "leaked", "others as asked")
+    cells = []
+    for row in found["rows"]:
+        prior = "" if row["way"] == "before" else row["prior"]
+        cells.append([row["what"], row["way"], prior])
+        cells[-1] += [" / ".join(f"{value:.2f}" for value in row[key]) for key in keys]
+    yield from markdown(["", "trained", "prior", *keys], cells)
+    about = f"{found['date']}, torch {found['torch']}, CPU ({found['cpu']}), one thread, a number for each seed"
+    yield from source("subjects", f"{about}; made by `python scripts/subjects.py`")
+
+
 def compared(name: str) -> Iterator[str]:
     """Yield a table of trainings, each beside the first one."""
     study = load(name)
@@ -337,9 +351,7 @@ def _seconds(rows: dict[str, Any]) -> str:
 
 TABLES = (
     teachers, students, mixture, families, training, engines, operations, decoding, block_diffusion, recipes,
-    adapters,
-    adapter_methods,
-    restoration,
+    adapters, adapter_methods, restoration, subjects,
 )  # fmt: skip
 
 

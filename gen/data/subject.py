@@ -26,24 +26,24 @@ class Subject:
     The caption has a word that means little, "a sks dog" or "a dog in sks style". Training on them alone changes what
     the other words mean: the pictures of `prior` hold them, samples of the model itself of captions without the word,
     "a dog" (gen sample MODEL --prompts dogs.txt --out prior, then its metadata.jsonl as a table). The loss is then the
-    paper's, instance + weight prior, but for a factor. With captions of the pictures' own there is no need of this.
+    paper's, instance + weight prior, but for a factor.
 
     Attributes:
-        caption: of each of the pictures.
-        data: the pictures, see gen.data; labels and captions of their own are left out.
+        caption: of each of the pictures; None for captions of their own, such as those of a table.
+        data: the pictures, see gen.data; labels are left out.
         prior: pictures with captions; None for no prior preservation.
         weight: lambda of the loss, positive: how many pictures of the prior come on one of `data`; the paper's 1.
     """
 
-    caption: str
+    caption: str | None
     data: Any = part("data")
     prior: Any = part("data", default=None)
     weight: float = 1.0
 
     def __post_init__(self) -> None:
         check_fields(self, weight="(0, 1000]")
-        if not self.caption.strip():
-            raise UserError('Subject needs a caption of its pictures, such as "a sks dog"')
+        if self.caption is not None and not self.caption.strip():
+            raise UserError('Subject needs a caption of its pictures, such as "a sks dog", or None for their own')
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,11 +58,19 @@ class Subject:
         if self.prior is not None and tuple(self.prior.shape) != self.shape:
             raise UserError(f"Subject: prior has pictures {list(self.prior.shape)}, and data {list(self.shape)}")
         prior = None if self.prior is None else self.prior.open(split)
-        if prior is not None and (not hasattr(prior, "caption") or prior.caption(0) is None):
+        if prior is not None and not _has_captions(prior):
             raise UserError(
                 f"Subject: prior, {name_of(type(self.prior))}, has no captions, whose meaning it would keep"
             )
-        return SubjectItems(self.data.open(split), self.caption, prior, self.weight)
+        data = self.data.open(split)
+        if self.caption is None and not _has_captions(data):
+            raise UserError(f"Subject: data, {name_of(type(self.data))}, has no captions; give one as `caption`")
+        return SubjectItems(data, self.caption, prior, self.weight)
+
+
+def _has_captions(data: Any) -> bool:
+    """Return whether opened data have captions."""
+    return hasattr(data, "caption") and data.caption(0) is not None
 
 
 class SubjectItems:
@@ -70,11 +78,11 @@ class SubjectItems:
 
     Args:
         data, prior: opened; None for no prior.
-        caption: of `data`.
+        caption: of `data`; None for its own.
         weight: items of the prior for each of `data`.
     """
 
-    def __init__(self, data: Any, caption: str, prior: Any, weight: float) -> None:
+    def __init__(self, data: Any, caption: str | None, prior: Any, weight: float) -> None:
         self.data, self.prior, self._caption = data, prior, caption
         self._share = 0.0 if prior is None else weight / (1 + weight)
 
@@ -85,8 +93,10 @@ class SubjectItems:
 
     @cached_property
     def fingerprint(self) -> str:
-        prior = () if self.prior is None else (self.prior.fingerprint, *map(self.caption, range(len(self))))
-        return content_hash("subject", self.data.fingerprint, self._caption, repr(self._share), *prior)
+        prior = () if self.prior is None else (self.prior.fingerprint,)
+        one = self.prior is None and self._caption is not None
+        captions = () if one else map(self.caption, range(len(self)))
+        return content_hash("subject", self.data.fingerprint, str(self._caption), repr(self._share), *prior, *captions)
 
     def at(self, i: int) -> tuple[Any, int]:
         """Return the data set that item i is of, and its index there.
@@ -102,7 +112,7 @@ class SubjectItems:
     def caption(self, i: int) -> str:
         """Return the caption of item i."""
         data, row = self.at(i)
-        return self._caption if data is self.data else str(data.caption(row))
+        return self._caption if data is self.data and self._caption is not None else str(data.caption(row))
 
     def __getitem__(self, i: int) -> dict[str, Tensor]:
         data, row = self.at(i)

@@ -56,6 +56,16 @@ def test_without_a_prior_the_pictures_alone():
     assert items.fingerprint != SubjectItems(Few(3), "a dog", None, 1.0).fingerprint
 
 
+def test_pictures_may_have_captions_of_their_own():
+    items = SubjectItems(Few(3, captioned=True), None, Few(2, captioned=True), 1.0)
+    assert {items.caption(i) for i in range(len(items))} == {"prior 0", "prior 1", "prior 2"}
+    other = Few(3, captioned=True)
+    other.caption = "other {}".format
+    assert items.fingerprint != SubjectItems(other, None, Few(2, captioned=True), 1.0).fingerprint
+    with pytest.raises(UserError, match="Subject: data, digits, has no captions; give one as `caption`"):
+        Subject(None, Digits()).open("train")
+
+
 def test_it_is_data_of_a_text_to_image_model_too():
     spec = {"name": "subject", "data": "captioned_digits", "caption": "a bold seven", "prior": "captioned_digits"}
     source = build("data", spec)
