@@ -65,7 +65,7 @@ def test_our_names_are_built(title):
 def test_the_names_of_the_page_on_pipelines_are_there():
     """What is given to `sample` is built, and its other words are arguments of the two calls."""
     page = (Path(__file__).resolve().parents[2] / "docs/coming-from-diffusers.md").read_text(encoding="utf-8")
-    known = {*inspect.signature(gen.PromptPipeline.sample).parameters, "engine", "sequence", "branches", "patches"}
+    known = {*inspect.signature(gen.PromptPipeline.sample).parameters, "engine", *names("models.engines")}
     checked = 0
     for theirs, ours, _ in rows("Their options", page):
         for span in spans(ours):
