@@ -3,10 +3,11 @@
 python scripts/compare_restoration.py [-n 360] [--folder runs/restoration] [--table restoration.json]
 
 The model is that of the quickstart, without labels. Every method restores the same digits from the same measurements,
-five operators with and without noise, at about 50 evaluations of the network, of which some also need derivatives.
-Those that take no noise level get none. Rows that a table has already are left as they are, so that a second
-call goes on. FID is against the 360 held-out digits, in the features of `digits_cnn`; SSIM's window is larger than the
-digits, so there is none. Seconds are the processor's. A row without a method is A+ y, which nothing has restored.
+five operators with and without noise, at about 50 evaluations of the network, but for D-Flow, whose line search takes
+its own number; some also need derivatives. Those that take no noise level get none. Rows that a table has already are
+left as they are, so that a second call goes on. FID is against the 360 held-out digits, in the features of
+`digits_cnn`; SSIM's window is larger than the digits, so there is none. Seconds are the processor's. A row without a
+method is A+ y, which nothing has restored.
 """
 
 from __future__ import annotations
