@@ -10,7 +10,7 @@ from gen.data.digits import Digits
 from gen.diffusion.path import Flow, Prediction
 from gen.operators.inpaint import Known
 from gen.pipeline import Pipeline
-from scripts import tables
+from scripts import _table_parts, tables
 from scripts.compare_restoration import METHODS, OPERATORS, compare
 
 
@@ -53,7 +53,7 @@ def test_the_table_has_a_part_for_each_noise_and_leaves_gaps(tmp_path, monkeypat
     rows = [row | {"method": None}, row | {"method": method, "nfe": 3.0, "seconds": 7.6}]
     rows.append(rows[1] | {"operator": "CT", "noise": 0.0})
     (tmp_path / "restoration.json").write_text(json.dumps({"date": "d", "torch": "t", "cpu": "c", "rows": rows}))
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    monkeypatch.setattr(_table_parts, "RESULTS", tmp_path)
     found = list(tables.restoration())
     assert "| A+ y |  |  | 12.35 / 6.0 |  |" in found and "| `ddnm` | 3 | 8 | 12.35 / 6.0 |  |" in found
     assert "| `ddnm` | 3 | 8 |  | 12.35 / 6.0 |" in found and found[-1].startswith("Source: [restoration.json]")

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from scripts import tables
+from scripts import _table_parts
+from scripts._bench_tables import engines
 
 
 def result(value, family):
@@ -29,7 +30,7 @@ def test_a_table_has_the_range_over_machines(tmp_path, monkeypatch, machines, ce
             file = tmp_path / "bench" / name / "cpu-float32" / f"{part}.json"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(result(*about) if part == "forward" else {**result(*about), "cases": []}))
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    lines = list(tables.engines())
+    monkeypatch.setattr(_table_parts, "RESULTS", tmp_path)
+    lines = list(engines())
     assert lines[2] == f"| DiT-S/2, batch 1 | diffusers eager | {cell} |  |"
     assert end in lines[-1]
