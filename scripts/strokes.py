@@ -7,7 +7,7 @@ Every particle is a drawing of two strokes of three cubic Bezier curves, with th
 (gen.distillers.lib.curves) makes it 8 x 8 pixels, which the model judges under guidance. With vsd (ProlificDreamer;
 VPSD of SVGDreamer without its reward) a copy of the model learns the drawings themselves; sds does without.
 
-Measured (2026-12-01, one thread of two shared cores of an AMD EPYC on which others worked, torch 2.13; three seeds of
+Measured (2026-12-01, one thread of two shared cores of an Intel Xeon on which others worked, torch 2.13; three seeds of
 100 drawings, 300 updates, scale 3): sds in 33 CPU seconds, accuracy of the labels .977 +- .003, distance of two
 drawings of a class .51 +- .03 of that of two real digits; vsd in 58 seconds, .967 +- .009 and .885 +- .019. The judge
 (digits_cnn) is right on .986 of real digits.
