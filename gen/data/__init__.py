@@ -10,6 +10,7 @@
     given        a torch Dataset of your own                 photographs  colour crops of nine photographs
     captions     another source's captions as a condition    captioned_digits  16 x 16 digits with sentences
     degraded     another source's pictures, degraded         low_digits, drawn_text  degraded digits and text
+    point_mass   actions of an expert under its state        moving_digits  films of a digit that moves around
 
 A path is as good as a spec: "./photos" is the kind of data that lies there (spec_at). This page is the contract; a
 class of your own is named "my_package.module:Class".
