@@ -12,23 +12,25 @@ from gen.config.images import plot_signals
 from gen.config.spec import build, spec_of
 from gen.diffusion.denoiser import Denoiser
 from gen.diffusion.net import members
-from gen.diffusion.noise import Noise, sample_seeds
+from gen.diffusion.noise import Noise
 from gen.diffusion.parameterisation import V
 from gen.diffusion.path import Flow
 from gen.diffusion.sampling import integrate
 from gen.diffusion.tap import Chain, FeatureRecorder, Skip
 from gen.models.unet1d import UNet1D
+from gen.models.video import VideoDiT
 from gen.samplers.guides.cfg import CFG
 from gen.samplers.solvers.euler import Euler
 from gen.training.run import Run
 from gen.training.state import enable
 from tests.models.test_families import gradients, random_net, rows_of
-from tests.over import over
+from tests.over import naming, over
 from tests.samplers.caches.toy import Toy
-from tests.test_every import CACHES, ready, turned_off
+from tests.test_every import every, ready, turned_off
 
 SPECS = [
     UNet1D.preset("signals", length=8, classes=3, vector_width=5, width=8),
+    VideoDiT.preset("digits", frames=2, size=8, classes=3, width=8, depth=1, heads=2),
 ]
 
 
@@ -71,25 +73,26 @@ def test_they_keep_the_contract_of_a_network(spec):
 
 
 @over(spec=SPECS)
-@over(cache=CACHES)
-def test_a_cache_works_on_them_or_names_the_sites_that_there_are(spec, cache):
-    net, times = random_net(spec, dtype=torch.float32).requires_grad_(False), torch.linspace(1, 0, 13).double()
-    noise = Noise(tuple(sample_seeds(0, 2)))
+@torch.no_grad()
+def test_every_cache_works_on_them_or_names_the_sites_that_there_are(spec):
+    net, times = random_net(spec, dtype=torch.float32), torch.linspace(1, 0, 13).double()
+    noise, guided = Noise((5,)), CFG(scale=2.0)(Denoiser(net, Flow(), V()), times)
     x, cond = noise.normal("start", spec.shape), {"y": noise.integers("y", 3)}
     cond |= {"vector": noise.normal("vector", (spec.vector_width,))} if "vector" in net.conditions else {}
-
-    guided = CFG(scale=2.0)(Denoiser(net, Flow(), V()), times)
 
     def sample(tap):
         return integrate(guided, x, times, Euler(), cond=cond, tap=tap)
 
-    try:
-        run = ready(cache, Toy()).start(12)
-        assert sample(run).isfinite().all() and run.report().hits > 0
-    except UserError as refused:
-        assert "no site of this network matches" in str(refused) and isinstance(spec, UNet1D)
-        return
-    assert torch.equal(sample(ready(turned_off(cache), Toy()).start(12)), sample(None))
+    plain = sample(None)
+    for (cache,) in (param.values for param in every("samplers.caches", ddt_shared={"sites": ("trunk",)})):
+        with naming(repr(cache)):
+            run = ready(cache, Toy()).start(12)
+            try:
+                assert sample(run).isfinite().all() and run.report().hits > 0
+            except UserError as refused:
+                assert "no site of this network matches" in str(refused) and isinstance(spec, UNet1D)
+            else:
+                assert torch.equal(sample(ready(turned_off(cache), Toy()).start(12)), plain)
 
 
 @dataclass(frozen=True)
