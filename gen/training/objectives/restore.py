@@ -30,7 +30,8 @@ class Restoration(Denoising):
 
     Attributes:
         operator: of gen.operators, which makes "low" of x; what it measures is enlarged by its pseudo-inverse where it
-            is no picture. None for data that have "low".
+            is no picture. One with a seed is always the same: the data `degraded` draw another for each picture. None
+            for data that have "low".
         noise: standard deviation of the noise of what is measured.
     """
 

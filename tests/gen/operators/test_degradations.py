@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.functional import conv2d, pad
 
 from gen.config.errors import UserError
 from gen.operators.gfpgan import GFPGAN
@@ -33,6 +34,11 @@ def test_kernels_sum_to_1_and_have_their_moments():
     point, core = torch.zeros(1, 19, 19, dtype=torch.float64), kernel[146:155, 146:155]
     point[0, 9, 9] = 1
     torch.testing.assert_close(filtered(point, core)[0, 5:14, 5:14], core)
+    x = torch.rand(3, 8, 6, dtype=torch.float64)
+    for size, mode in ((5, "reflect"), (13, "replicate")):
+        kernel = blur_kernel(size, (1.0, 3.0), "gaussian", True, draw(1))
+        padded = pad(x[:, None], [size // 2] * 4, mode=mode)
+        torch.testing.assert_close(filtered(x, kernel), conv2d(padded, kernel[None, None])[:, 0])
     x = torch.rand(3, 8, 6)
     torch.testing.assert_close(resized(x, 4, 3, "area"), torch.nn.functional.avg_pool2d(x, 2))
 
