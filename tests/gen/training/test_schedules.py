@@ -18,7 +18,6 @@ from gen.data.text import Windows
 from gen.pipeline import load
 from gen.training.averages import Averages
 from gen.training.ema import Classic
-from gen.training.run import Run
 from gen.training.schedules import WSD, WSDS, Constant, Cosine, InverseSqrt, Linear, Refined, median_filter
 from gen.training.stream import ShuffledStream, iterate_steps
 from gen.training.trainer import train
@@ -224,10 +223,7 @@ def test_a_batch_that_is_read_at_once_has_the_bits_of_its_items(name):
 
 
 def places(start, share, rank, micro, steps=6):
-    run = Run.__new__(Run)
-    object.__setattr__(run, "steps", steps)
-    object.__setattr__(run, "batch_size", 4)
-    object.__setattr__(run, "workers", 0)
+    run = tiny(steps=steps, batch_size=4)
     found = iterate_steps(ShuffledStream(Numbers(), seed=0), run, start, share, rank, micro)
     return {step: torch.cat([i["index"] for i in items]).tolist() for step, items in found}
 
