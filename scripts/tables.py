@@ -191,7 +191,13 @@ def compared(name: str) -> Iterator[str]:
         fid = estimate(row["fid"]) if row["seeds"] > 1 else mean(row["fid"], 2)
         cell = [row["name"], f"{row['params']:,}", str(row["steps"]), str(row["seeds"]), fid]
         cell.append(f"{row['fid']['value'] / first['fid']['value']:.2f}")
-        cells.append([*cell, *([estimate(row["pixel_fid"], 3)] if pixels else []), mean(row["accuracy"], 3)])
+        cells.append(
+            [
+                *cell,
+                *([(estimate if row["seeds"] > 1 else mean)(row["pixel_fid"], 3)] if pixels else []),
+                mean(row["accuracy"], 3),
+            ]
+        )
     yield from markdown(heads, cells)
     yield from study_source(name, study)
 
@@ -199,6 +205,11 @@ def compared(name: str) -> Iterator[str]:
 def families() -> Iterator[str]:
     """Yield the table of network families."""
     yield from compared("families")
+
+
+def mixers() -> Iterator[str]:
+    """Yield the table of mixers of tokens."""
+    yield from compared("mixers")
 
 
 def training() -> Iterator[str]:
@@ -256,7 +267,7 @@ def _seconds(rows: dict[str, Any]) -> str:
 
 
 TABLES = (
-    teachers, students, mixture, families, training, engines, operations, decoding, block_diffusion, recipes,
+    teachers, students, mixture, families, mixers, training, engines, operations, decoding, block_diffusion, recipes,
     adapters, adapter_methods, restoration, subjects, tokenizers_digits, tokenizers_photographs,
 )  # fmt: skip
 
