@@ -232,7 +232,9 @@ def trajectories(path, start, end):
 
 
 def with_orders(name, *orders):
-    return [pytest.param(build("samplers.solvers", name, solver_order=k), id=f"{name}-{k}") for k in orders]
+    """Other orders than the default, whose rules tests/samplers/solvers/test_orders.py measures, too."""
+    solvers = {f"{name}-{k}": build("samplers.solvers", name, solver_order=k) for k in orders}
+    return [pytest.param(solver, id=key, marks=pytest.mark.slow) for key, solver in solvers.items()]
 
 
 ORDERS = [
